@@ -1,0 +1,201 @@
+"""What a stage leaves behind: a folder whose manifest.json is written last, named by its recipe.
+
+    {root}/{stage}-{fingerprint[:12]}/            complete: present means whole
+    {root}/{stage}-{fingerprint[:12]}.partial/    work in progress, continued by a rerun
+
+The same write-then-rename (`committing`) makes the units inside a long stage: an input file, a checkpoint, a
+task x seed. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bertpipe import __version__
+from bertpipe.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+LOCK = ".lock"
+SCHEMA = 1
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of a JSON-serialisable value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def fingerprint(stage: str, version: int, settings: dict, parents: dict[str, str], raw: dict | None = None) -> str:
+    """Identity of an artifact: its recipe, its parents' fingerprints and the content identity of its raw inputs."""
+    return digest({"stage": stage, "version": version, "settings": settings, "parents": parents, "raw": raw or {}})
+
+
+def hash_file(path: Path) -> str:
+    """sha256 (hex) of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identify_files(paths: Iterable[Path], cache: Path | None = None) -> list[dict]:
+    """Content identity of input files: name, bytes and sha256 of each, in the order given.
+
+    `cache` (a JSON file) remembers hashes by path, size, modification time and inode, so that a plan over many
+    gigabytes answers at once; deleting it costs only the time to hash again.
+    """
+    known: dict[str, str] = {}
+    if cache is not None and cache.is_file():
+        with contextlib.suppress(json.JSONDecodeError):
+            known = json.loads(cache.read_text())
+    rows, fresh = [], dict(known)
+    for path in paths:
+        stat = path.stat()
+        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+        sha256 = fresh.get(key) or hash_file(path)
+        fresh[key] = sha256
+        rows.append({"name": path.name, "bytes": stat.st_size, "sha256": sha256})
+    if cache is not None and fresh != known:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache, fresh)
+    return rows
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that `path` holds either the old or the new whole, even after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync(path.parent)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a published artifact or unit stands at `folder`."""
+    return (folder / MANIFEST).is_file() and not folder.name.endswith(PARTIAL)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of `folder`; ArtifactError when there is none or it can't be read."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder}: no {MANIFEST} here, so this is no complete artifact") from None
+    except ValueError as error:
+        raise ArtifactError(f"{folder / MANIFEST}: not readable as JSON ({error}); delete the folder, rerun") from None
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Every file below `folder` that a manifest lists, sorted by relative path."""
+    own = {MANIFEST, LOCK}
+    return sorted(path for path in folder.rglob("*") if path.is_file() and str(path.relative_to(folder)) not in own)
+
+
+def verify(folder: Path) -> list[str]:
+    """Re-hash every file against the manifest. Returns one line a difference; empty means intact."""
+    listed = read_manifest(folder).get("files", {})
+    problems = []
+    for name, expected in listed.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path}: missing")
+        elif path.stat().st_size != expected["bytes"]:
+            problems.append(f"{path}: {path.stat().st_size} bytes, the manifest says {expected['bytes']}")
+        elif hash_file(path) != expected["sha256"]:
+            problems.append(f"{path}: content differs from the manifest's sha256")
+    present = {str(path.relative_to(folder)) for path in list_files(folder)}
+    problems += [f"{folder / name}: not in the manifest" for name in sorted(present - set(listed))]
+    return problems
+
+
+@contextlib.contextmanager
+def committing(folder: Path, **facts: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield (scratch folder, counts); publish the scratch as `folder` only if the body succeeds.
+
+    Whatever the body puts into `counts` goes into the manifest with `facts`, every file's bytes and sha256, the code
+    version, the environment and the wall seconds. Files and folders are flushed, the manifest last, then one rename
+    publishes. If the body fails, the scratch (`folder` + ".partial") stays for a rerun to continue.
+    """
+    scratch = folder.with_name(folder.name + PARTIAL)
+    scratch.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    counts: dict[str, Any] = {}
+    with _locked(scratch):
+        yield scratch, counts
+        files = {}
+        for path in list_files(scratch):
+            fsync(path)
+            files[str(path.relative_to(scratch))] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+        for path in sorted(scratch.rglob("*")):
+            if path.is_dir():
+                fsync(path)
+        write_json(
+            scratch / MANIFEST,
+            {
+                "schema": SCHEMA,
+                **facts,
+                "counts": counts,
+                "wall_seconds": round(time.monotonic() - started, 1),
+                "code_version": __version__,
+                "environment": environment(),
+                "files": files,
+            },
+        )
+        (scratch / LOCK).unlink()
+        scratch.replace(folder)
+    fsync(folder.parent)
+
+
+@contextlib.contextmanager
+def _locked(scratch: Path) -> Iterator[None]:
+    """Hold `scratch`/.lock for this process; the kernel lets go of it however the process ends."""
+    with (scratch / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ArtifactError(f"{scratch}: in use by {holder}; wait for it or stop it") from None
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of ours, if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def environment() -> dict[str, str]:
+    """Versions of what results depend on, as recorded in every manifest."""
+    names = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "pyarrow", "sentencex")
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -1,0 +1,258 @@
+"""Every setting, as one tree of pydantic models.
+
+Precedence: the defaults below < YAML file(s) given with `--config` < `--section.key value` flags. Unknown keys are
+refused with the nearest right name. Sections decide results, so they enter fingerprints; `runtime` alone changes only
+speed or place and stays out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bertpipe.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class CorpusConfig(Section):
+    """Raw text -> cleaned, deduplicated documents."""
+
+    sources: str | list[str] = "docs"
+    """Where text comes from: globs of .txt, .jsonl or .parquet files (plain, .gz or .zst), `hub:NAME[:CONFIG[:SPLIT]]`
+    for a Hub dataset, or `docs`, the documentation of the installed Python packages."""
+    text_key: str = "text"
+    """Column (parquet, Hub) or key (jsonl) that holds a document's text."""
+    txt_documents: Literal["file", "line"] = "file"
+    """In .txt files, whether a document is a whole file or one line."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """On a record that can't be read: stop with file and offset, or count it as skipped and go on."""
+    min_chars: int = Field(default=20, ge=1)
+    """Shorter documents are skipped (counted), in characters after cleaning."""
+    max_chars: int = Field(default=1_000_000, ge=1)
+    """Longer documents are skipped (counted), in characters after cleaning."""
+    deduplicate: bool = True
+    """Drop documents whose cleaned text was seen before."""
+    holdout: float = Field(default=0.01, ge=0, lt=1)
+    """Share of the documents (for `docs`, of the source files) kept for evaluation, chosen by content hash."""
+    shard_bytes: int = Field(default=256_000_000, ge=1)
+    """Text bytes (UTF-8) of one output parquet file, at most; a unit's last file is smaller."""
+
+
+class TokenizerConfig(Section):
+    """Train a WordPiece vocabulary, or adopt one."""
+
+    adopt: str | None = None
+    """Use an existing tokenizer instead of training: a vocab.txt, a folder or a Hub id."""
+    vocab_size: int = Field(default=30_522, ge=32)
+    """Size of the trained vocabulary, special tokens included."""
+    lowercase: bool = True
+    """Uncased (true) or cased."""
+    strip_accents: bool | None = None
+    """Remove combining marks; unset follows `lowercase`, as BERT does. Deletes the vowel signs of Indic and other
+    scripts, so set it to false for them (a warning says when it matters)."""
+    min_frequency: int = Field(default=2, ge=1)
+    """A piece must occur this often to be learnt."""
+    limit_alphabet: int = Field(default=6_000, ge=1)
+    """Distinct characters kept; the rest become [UNK]."""
+    sample_bytes: int = Field(default=200_000_000, ge=1)
+    """Text read for training, in UTF-8 bytes at most: a seeded sample of the documents, which bounds the memory."""
+    seed: int = 0
+    """Seed of that sample."""
+    model_max_length: int = Field(default=512, ge=3)
+    """Longest input in tokens, special tokens included, written into the tokenizer."""
+
+
+class ShardsConfig(Section):
+    """Documents -> memory-mapped token ids."""
+
+    shard_tokens: int = Field(default=32_000_000, ge=1)
+    """Tokens of one shard, at most (a single longer document makes a longer shard)."""
+    language: str = "en"
+    """ISO 639 code that the sentence splitter (sentencex) uses."""
+
+
+class ModelConfig(Section):
+    """Which stock encoder."""
+
+    preset: str = "bert-mini"
+    """A file of configs/model/, without .yaml: bert-tiny, -mini, -small, -medium, -base, -large."""
+    init: str | None = None
+    """Go on from this checkpoint (folder or Hub id) instead of random weights; `preset` is then not used."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Dropout of every layer and of attention; unset keeps the preset's."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of the stock `transformers` config, e.g. {hidden_act: gelu_new}."""
+
+
+class MaskingConfig(Section):
+    """Which positions are predicted, and what is shown there (Devlin et al. 2019, section 3.1)."""
+
+    strategy: str = "token"
+    """token or whole_word."""
+    probability: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the tokens to predict. Evaluation always masks 15 %."""
+    mask_share: float = Field(default=0.8, ge=0, le=1)
+    """Of the predicted positions, the share shown as [MASK]."""
+    random_share: float = Field(default=0.1, ge=0, le=1)
+    """Of the predicted positions, the share shown as a random token; the rest is shown unchanged."""
+
+
+class OptimConfig(Section):
+    """Optimizer and learning-rate schedule of pretraining."""
+
+    name: str = "muon"
+    """adamw; or muon: torch.optim.Muon on the encoder's matrices, AdamW on the rest."""
+    lr: float = Field(default=2e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    muon_lr: float = Field(default=0.02, gt=0)
+    """Peak learning rate of Muon."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay; biases and layer norms get none."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's moment decays."""
+    eps: float = Field(default=1e-6, gt=0)
+    """AdamW's epsilon."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Muon's momentum."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global L2 norm."""
+    schedule: str = "linear"
+    """Shape after the warmup: linear or constant."""
+    warmup_steps: int = Field(default=100, ge=0)
+    """Steps of linear warmup."""
+
+
+class TrainConfig(Section):
+    """The pretraining run."""
+
+    objective: str = "mlm"
+    """mlm: masked-language modelling."""
+    steps: int = Field(default=10_000, ge=1)
+    """Optimizer steps."""
+    sequence_length: int = Field(default=128, ge=8)
+    """Longest sequence in tokens, [CLS] and [SEP] included."""
+    slot_tokens: int = Field(default=8_192, ge=8)
+    """Tokens of one slot, the packed row of one forward and backward on one process."""
+    slots_per_step: int = Field(default=4, ge=1)
+    """Slots of one optimizer step over all processes; the number of processes must divide it."""
+    seed: int = 0
+    """Seed of initial weights, order, masks and dropout."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the matrix products; auto takes bf16 where the hardware multiplies it faster. Weights stay fp32."""
+    eval_every: int = Field(default=500, ge=1)
+    """Steps between evaluations on the hold-out; the last step is always evaluated."""
+    eval_tokens: int = Field(default=200_000, ge=1)
+    """Hold-out tokens of one evaluation, at most."""
+
+
+class FinetuneConfig(Section):
+    """Fine-tuning and scoring."""
+
+    tasks: str | list[str] = "docs"
+    """Rows of the task table: cola, sst2, mrpc, stsb, rte, docs."""
+    data: str | None = None
+    """Folder laid out <task>/{train,validation,test}.parquet; unset loads nyu-mll/glue from the Hub."""
+    model: str | None = None
+    """Checkpoint to fine-tune (folder or Hub id); unset takes this run's pretrained model."""
+    seeds: int | list[int] = 3
+    """Runs a task: a number n (seeds 1..n) or the seeds themselves."""
+    baselines: list[str] = Field(default_factory=list)
+    """Compared with the model on the same data: majority, tfidf (classification), scratch (same architecture, random
+    weights, same recipe)."""
+    epochs: int = Field(default=3, ge=1)
+    """Passes over the training set."""
+    batch_size: int = Field(default=32, ge=1)
+    """Examples of one optimizer step over all processes."""
+    slots_per_step: int = Field(default=1, ge=1)
+    """Packed rows a batch is spread over; the number of processes must divide it."""
+    lr: float = Field(default=5e-5, gt=0)
+    """Peak learning rate (AdamW, linear schedule)."""
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps spent on linear warmup."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay; biases and layer norms get none."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global L2 norm."""
+    max_length: int = Field(default=128, ge=8)
+    """Longest input in tokens; longer ones are truncated (counted), the longest side of a pair first."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Dropout while fine-tuning; unset keeps the checkpoint's."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """As train.precision."""
+
+
+class ReportConfig(Section):
+    """The HTML page."""
+
+    title: str = "bertpipe run"
+    """Heading of the page."""
+    fill_mask: list[str] = Field(default_factory=lambda: ["The [MASK] of a function is returned to the caller."])
+    """Sentences with one [MASK] each, filled in by the pretrained model."""
+
+
+class PublishConfig(Section):
+    """The folder and model card for the Hub."""
+
+    repo: str = "bertpipe-model"
+    """Repository name, with or without the owner."""
+    language: str = "en"
+    """Language tag of the card."""
+    license: str = "apache-2.0"
+    """Licence tag of the card."""
+    task: str | None = None
+    """Publish this task's fine-tuned model; unset publishes the pretrained one."""
+
+
+class RuntimeConfig(Section):
+    """Speed and place; never the result."""
+
+    root: str = "runs"
+    """Folder that holds every artifact."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes of the data stages; unset uses every core."""
+    threads: int | None = Field(default=None, ge=1)
+    """Torch threads a process; unset shares the cores among the processes of this machine."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models run."""
+    loader_workers: int = Field(default=0, ge=0)
+    """Processes that prepare batches for each training process; 0 prepares them in line."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between lines of speed.jsonl and updates of the trackers."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int = Field(default=2, ge=2)
+    """Newest checkpoints to keep, at least two."""
+    progress: bool = True
+    """Show progress bars."""
+    wandb: str | None = None
+    """Weights & Biases project to log to (offline without a key); unset logs to files only."""
+
+
+class Config(Section):
+    """The whole tree; each stage is given the sections it declares."""
+
+    corpus: CorpusConfig = CorpusConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    shards: ShardsConfig = ShardsConfig()
+    model: ModelConfig = ModelConfig()
+    masking: MaskingConfig = MaskingConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    report: ReportConfig = ReportConfig()
+    publish: PublishConfig = PublishConfig()
+    runtime: RuntimeConfig = RuntimeConfig()

@@ -1,0 +1,1 @@
+"""Text in, arrays out: corpus, tokenizer, shards, order, masks, batches."""

@@ -1,0 +1,1 @@
+"""What a checkpoint is good for: fine-tuning, the report, publishing."""

@@ -1,0 +1,22 @@
+"""The errors a user can cause. The command line prints each as one line and exits 2.
+
+A message names the file, key or line it is about and what to do. Our own mistakes are `assert`s.
+"""
+
+from __future__ import annotations
+
+
+class BertpipeError(Exception):
+    """Base of the errors below."""
+
+
+class ConfigError(BertpipeError):
+    """A setting is unknown, of the wrong type or contradicts another."""
+
+
+class DataError(BertpipeError):
+    """Input text or a data set can't be read or used as it is."""
+
+
+class ArtifactError(BertpipeError):
+    """An artifact is missing, damaged, in use or made by another recipe."""

@@ -1,0 +1,1 @@
+"""Arrays in, losses out: stock encoders, packed attention, objectives."""

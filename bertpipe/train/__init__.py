@@ -1,0 +1,1 @@
+"""The loop, its optimizers, checkpoints and records, and the pretraining stage."""
