@@ -256,3 +256,94 @@ class Config(Section):
     report: ReportConfig = ReportConfig()
     publish: PublishConfig = PublishConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+
+def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Config:
+    """Resolve the tree: defaults < `files` in order < `flags`, ("section.key", text) pairs.
+
+    Raises ConfigError naming the file or flag, the key and, for an unknown key, the nearest right one.
+    """
+    from jsonargparse import ArgumentError
+
+    for path in files:
+        check_keys(_read_yaml(path), str(path))
+    for name, _ in flags:
+        section, _, key = name.partition(".")
+        check_keys({section: {key: None}} if key else {section: None}, f"--{name}")
+    argv = [part for path in files for part in ("--config", str(path))]
+    argv += [part for name, text in flags for part in (f"--{name}", text)]
+    try:
+        tree = parser(Config.model_fields).parse_args(argv).as_dict()
+        tree.pop("config")
+        return Config(**tree)
+    except ArgumentError as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{key}: {first['msg']}, got {first['input']!r}") from None
+
+
+def parser(sections: Sequence[str] | dict[str, Any], **options: Any) -> Any:
+    """A jsonargparse parser of `--config` and the flags of some sections, with their docs as help."""
+    from jsonargparse import ArgumentParser
+
+    made = ArgumentParser(exit_on_error=False, print_config=None, **options)
+    made.add_argument("--config", action="config", help="YAML file with settings; may be given several times")
+    for name in sections:
+        made.add_class_arguments(Config.model_fields[name].annotation, name)
+    return made
+
+
+def check_keys(tree: Any, origin: str) -> None:
+    """ConfigError unless `tree` is {section: {key: ...}} with known names."""
+    if tree is None:
+        return
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{origin}: expected sections with settings, found {type(tree).__name__}")
+    for section, settings in tree.items():
+        _known(str(section), Config.model_fields, "section", origin)
+        if settings is not None and not isinstance(settings, dict):
+            raise ConfigError(f"{origin}: {section} is a section; write its settings as {section}: {{key: value}}")
+        fields = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+        for key in settings or {}:
+            _known(f"{section}.{key}", {f"{section}.{name}": None for name in fields}, "setting", origin)
+
+
+def _known(name: str, names: Any, kind: str, origin: str) -> None:
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, 1, 0.5)
+    every = {f"{s}.{k}" for s, f in Config.model_fields.items() for k in f.annotation.model_fields}  # type: ignore
+    elsewhere = [other for other in sorted(every) if other.split(".")[1] == name.split(".")[-1]]
+    best = (elsewhere if elsewhere and not near else near or sorted(names)[:1])[0]
+    raise ConfigError(f"{origin}: unknown {kind} {name!r}; did you mean {best!r}?")
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+
+
+def preset_folder() -> Path:
+    """configs/model/, beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).parent
+    inside = package / "configs" / "model"
+    return inside if inside.is_dir() else package.parent / "configs" / "model"
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Fields of a model preset; ConfigError with the choices when there is none of that name."""
+    path = preset_folder() / f"{name}.yaml"
+    if not path.is_file():
+        choices = ", ".join(sorted(p.stem for p in preset_folder().glob("*.yaml")))
+        raise ConfigError(f"model.preset: {name!r} is not one of {choices}")
+    return _read_yaml(path)

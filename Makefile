@@ -1,0 +1,50 @@
+# Everything happens in .venv, made on first use. Another interpreter: make demo PYTHON=python3.13
+PYTHON ?= python3
+# Test processes at a time.
+JOBS ?= 2
+
+BIN := .venv/bin
+READY := .venv/.ready
+# One thread a test process: as many as there are cores, and the same bits on every machine.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check bench clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv and install bertpipe with the tested versions
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "bertpipe needs Python 3.11 or newer, and there is no '$(PYTHON)' here"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "bertpipe needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1)."; \
+	  echo "With another interpreter: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.13"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo "'$(PYTHON)' can't make virtual environments; install its venv package (on Debian: python3-venv)"; exit 1; }
+	@echo "Installing into .venv, once; this takes some minutes"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(READY) ## text to a fine-tuned BERT and its report, under 10 minutes on 2 cores
+	@$(BIN)/bertpipe all --config configs/demo.yaml
+
+test: $(READY) ## the tests, 10 minutes at most
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: $(READY) ## the long tests
+	$(PYTEST) -m "slow and not gpu"
+
+check: $(READY) ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY) ## measurements, into benchmarks/results/
+	$(BIN)/python benchmarks/exactness.py
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,173 @@
+"""The `bertpipe` command: bertpipe COMMAND [--config FILE] [--section.key value].
+
+Parses before anything heavy is imported. A user's mistake is one line and exit code 2; Ctrl-C is 130.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from pathlib import Path
+
+from bertpipe import __version__, artifact
+from bertpipe.config import Config, parser, read_config
+from bertpipe.errors import ArtifactError, BertpipeError, ConfigError
+from bertpipe.pipeline import STAGES, Pipeline, is_main
+
+USAGE = "bertpipe COMMAND [--config FILE ...] [--section.key value ...]"
+COMMANDS = {
+    "corpus": "read raw text: clean, deduplicate, hold out",
+    "tokenizer": "train a WordPiece tokenizer on it, or adopt one",
+    "shards": "turn the documents into memory-mapped token ids",
+    "pretrain": "train a BERT by masked language modelling",
+    "finetune": "fine-tune and score it on tasks",
+    "report": "write one HTML page about all of it",
+    "publish": "build the folder and model card for the Hub (nothing is uploaded)",
+    "all": "every stage in turn, skipping what is done",
+    "plan": "say which stages are done, stale or missing",
+    "verify": "re-hash an artifact folder against its manifest: bertpipe verify FOLDER",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _main(argv)
+    except BertpipeError as error:
+        print(f"bertpipe: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if is_main():
+            print("bertpipe: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _main(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if argv[0] == "--version":
+        print(f"bertpipe {__version__}")
+        return 0
+    command, rest = argv[0], argv[1:]
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, 1, 0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
+        raise ConfigError(f"unknown command {command!r}; {hint}")
+    if command == "verify":
+        return _verify(rest)
+    if "-h" in rest or "--help" in rest:
+        sections = (*STAGES[command].reads, "runtime") if command in STAGES else tuple(Config.model_fields)
+        text = f"{COMMANDS[command].capitalize()}. Settings of the other sections may be given too."
+        print(parser(sections, prog=f"bertpipe {command}", description=text).format_help())
+        return 0
+    cfg = read_config(*_split(rest))
+    _quiet_libraries()
+    pipeline = Pipeline(cfg)
+    if command == "plan":
+        return _plan(pipeline)
+    for name in _stages(command, cfg):
+        _run(pipeline, name)
+    if command == "all" and is_main():
+        _close(pipeline)
+    return 0
+
+
+def _split(argv: list[str]) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Config files and flags. A flag may be followed by several values, as an unquoted glob gives them."""
+    files: list[Path] = []
+    flags: list[tuple[str, str]] = []
+    position = 0
+    while position < len(argv):
+        name, equals, value = argv[position].partition("=")
+        position += 1
+        if not name.startswith("--"):
+            raise ConfigError(f"unexpected argument {name!r}; usage: {USAGE}")
+        values = [value] if equals else []
+        while not equals and position < len(argv) and not argv[position].startswith("--"):
+            values.append(argv[position])
+            position += 1
+        if not values:
+            raise ConfigError(f"{name} needs a value; usage: {USAGE}")
+        if name == "--config":
+            files += [Path(v) for v in values]
+        else:
+            text = values[0] if len(values) == 1 else "[" + ", ".join(f'"{v}"' for v in values) + "]"
+            flags.append((name[2:], text))
+    return files, flags
+
+
+def _stages(command: str, cfg: Config) -> list[str]:
+    if command != "all":
+        return [command]
+    return [name for name in STAGES if name != "finetune" or cfg.finetune.tasks]
+
+
+def _run(pipeline: Pipeline, name: str) -> None:
+    folder = pipeline.locate(name)
+    made = pipeline.run(name)
+    if is_main():
+        print(f"{name}: {'made' if made else 'done already,'} {folder}", flush=True)
+
+
+def _close(pipeline: Pipeline) -> None:
+    """What to look at after `bertpipe all`."""
+    from bertpipe.downstream.report import fill_mask_lines
+
+    page = pipeline.locate("report") / "report.html"
+    for line in fill_mask_lines(page.with_suffix(".json"))[:3]:
+        print(line)
+    print(f"report: {page.resolve()}")
+
+
+def _plan(pipeline: Pipeline) -> int:
+    for name in _stages("all", pipeline.cfg):
+        state, detail = pipeline.state(name)
+        print(f"{name:<10} {state:<8} {detail}")
+    return 0
+
+
+def _verify(argv: list[str]) -> int:
+    if len(argv) != 1 or argv[0].startswith("-"):
+        print("usage: bertpipe verify FOLDER\nRe-hashes every file of an artifact against its manifest.json.")
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    folder = Path(argv[0])
+    problems = artifact.verify(folder)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ArtifactError(f"{problems[0]}{more}; delete {folder} and make it again")
+    print(f"{folder}: {len(artifact.read_manifest(folder)['files'])} files match the manifest")
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Settings of libraries that must be there before their first import."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {USAGE}",
+            "",
+            "From raw text to a fine-tuned BERT on the Hugging Face Hub.",
+            "",
+            *lines,
+            "",
+            "bertpipe COMMAND --help lists a command's settings. Flags override files, files override defaults.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""Which tokens stand in which slot of which step: a pure function of (shards, seed, epoch, lengths).
+
+A document is cut into segments of at most `sequence_length` - 2 tokens. An epoch visits every segment once: the shards
+in a keyed permutation, grouped into windows, and within a window all segments in a keyed permutation. Slots are filled
+in that order; the segment that meets the end of a slot is cut there and goes on in the next slot, so slots are full.
+Nothing here depends on processes or workers, and memory is bounded by the window.
+
+One linear pass an epoch writes where each step starts, int64 [steps + 1, 3] (window, segment, token within it), to a
+plan file; it may be deleted and comes back the same. With it any step is found at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from bertpipe.data import keyed
+from bertpipe.data.shards import TokenShards
+from bertpipe.errors import DataError
+
+SPECIALS = 2  # [CLS] and [SEP] around every sequence
+MIN_PIECE = 8  # a cut leaves at least so many tokens before it; a smaller room at a slot's end stays padding
+WINDOW_TOKENS = 1 << 28  # shards are shuffled together in windows of about this many tokens
+
+Cursor = tuple[int, int, int]  # window, segment within it, tokens of that segment already used
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The sequences of one slot, without special tokens; arrays of equal length [S]."""
+
+    shard: np.ndarray
+    """int64: which shard each sequence lies in."""
+    start: np.ndarray
+    """int64: its first token within the shard."""
+    length: np.ndarray
+    """int64: its tokens, at least 1."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the slot holds, special tokens included."""
+        return int(self.length.sum()) + SPECIALS * len(self.length)
+
+    @staticmethod
+    def join(parts: list[Pieces]) -> Pieces:
+        """The sequences of all parts, in order."""
+        columns = zip(*((p.shard, p.start, p.length) for p in parts), strict=True)
+        return Pieces(*(np.concatenate(column) for column in columns)) if parts else _NOTHING
+
+
+_NOTHING = Pieces(*(np.zeros(0, np.int64) for _ in range(3)))
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Permuted segments of some shards; `ends` is the running sum of their costs (length + specials)."""
+
+    pieces: Pieces
+    ends: np.ndarray
+
+
+class Order:
+    """The order of one pretraining run.
+
+    Args:
+        shards: the split to visit.
+        seed: of the permutations.
+        sequence_length: longest sequence, special tokens included.
+        slot_tokens: tokens of a slot, at least `sequence_length`.
+        slots_per_step: slots of one optimizer step, over all processes.
+        plans: folder for the plan files; None keeps the plans in memory.
+        window_tokens: how many tokens are shuffled together, about.
+    """
+
+    def __init__(
+        self,
+        shards: TokenShards,
+        seed: int,
+        sequence_length: int,
+        slot_tokens: int,
+        slots_per_step: int,
+        plans: Path | None = None,
+        window_tokens: int = WINDOW_TOKENS,
+    ):
+        assert slot_tokens >= sequence_length > SPECIALS
+        if shards.num_tokens == 0:
+            raise DataError(f"{shards.folder}: no tokens to train on")
+        self.shards, self.seed, self.plans, self.window_tokens = shards, seed, plans, window_tokens
+        self.sequence_length, self.slot_tokens, self.slots_per_step = sequence_length, slot_tokens, slots_per_step
+        self._plan = lru_cache(maxsize=2)(self._load_plan)
+        self._window = lru_cache(maxsize=2)(self._build_window)
+        self._windows = lru_cache(maxsize=4)(self._group_shards)
+        self.steps_in = lru_cache(maxsize=None)(self._count_steps)
+
+    def __reduce__(self):  # to a loader's worker: rebuilt there, caches and memory maps anew
+        return Order, (
+            self.shards,
+            self.seed,
+            self.sequence_length,
+            self.slot_tokens,
+            self.slots_per_step,
+            self.plans,
+            self.window_tokens,
+        )
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """(epoch, step within it) of a step of the run, both from 0."""
+        epoch = 0
+        while step >= (steps := self.steps_in(epoch)):
+            epoch, step = epoch + 1, step - steps
+        return epoch, step
+
+    def _count_steps(self, epoch: int) -> int:
+        """Optimizer steps of an epoch; its last step may be short."""
+        return len(self._plan(epoch)) - 1
+
+    def slots(self, step: int) -> list[Pieces]:
+        """The `slots_per_step` slots of a step of the run; in an epoch's last step they may be short or empty."""
+        epoch, step = self.locate(step)
+        window, segment, offset = (int(x) for x in self._plan(epoch)[step])
+        cursor = (window, segment, offset)
+        slots = []
+        for _ in range(self.slots_per_step):
+            ranges, cursor = self._fill(epoch, cursor)
+            slots.append(Pieces.join([self._take(epoch, *taken) for taken in ranges]))
+        return slots
+
+    def prepare(self, steps: int) -> None:
+        """Make the plans that `steps` steps need, so that readers in other processes find them on disk."""
+        self.locate(steps - 1)
+
+    def _load_plan(self, epoch: int) -> np.ndarray:
+        path = self.plans / f"epoch-{epoch:05d}.npy" if self.plans else None
+        if path is not None and path.is_file():
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        plan = np.array(list(self._step_starts(epoch)), np.int64)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
+            np.save(temporary, plan, allow_pickle=False)
+            temporary.replace(path)
+        return plan
+
+    def _step_starts(self, epoch: int) -> Iterator[Cursor]:
+        cursor, last = (0, 0, 0), len(self._windows(epoch))
+        while cursor[0] < last:
+            yield cursor
+            for _ in range(self.slots_per_step):
+                _, cursor = self._fill(epoch, cursor)
+        yield cursor
+
+    def _fill(self, epoch: int, cursor: Cursor) -> tuple[list[tuple[int, int, int, int, int]], Cursor]:
+        """Fill one slot from `cursor` on.
+
+        Returns the ranges taken, (window, first segment, tokens of it already used, end segment, tokens cut from the
+        end segment), and the cursor behind them.
+        """
+        taken, room, last = [], self.slot_tokens, len(self._windows(epoch))
+        while cursor[0] < last:
+            window, first, offset = cursor
+            ends = self._window(epoch, window).ends
+            before = ends[first - 1] if first else 0
+            before += offset  # the rest of a cut segment needs special tokens of its own
+            end = int(np.searchsorted(ends, before + room, side="right"))
+            if end > first:
+                room -= int(ends[end - 1] - before)
+                offset = 0
+            else:
+                end = first  # not even the first one fits whole
+            cut = 0
+            if end < len(ends) and room - SPECIALS >= MIN_PIECE:
+                cut = room - SPECIALS
+            if end > first or cut:
+                taken.append((window, first, cursor[2], end, cut))
+            if end < len(ends):
+                return taken, (window, end, offset + cut)
+            cursor = (window + 1, 0, 0)
+        return taken, cursor
+
+    def _take(self, epoch: int, window: int, first: int, offset: int, end: int, cut: int) -> Pieces:
+        stop = end + (cut > 0)
+        pieces = self._window(epoch, window).pieces
+        start, length = pieces.start[first:stop].copy(), pieces.length[first:stop].copy()
+        start[0] += offset
+        length[0] -= offset
+        if cut:
+            length[-1] = cut
+        return Pieces(pieces.shard[first:stop], start, length)
+
+    def _group_shards(self, epoch: int) -> list[np.ndarray]:
+        """Shards of each window, in visiting order."""
+        shards = keyed.permutation(keyed.key(self.seed, "shards", epoch), self.shards.num_shards)
+        sizes = np.diff(self.shards.first_token)[shards]
+        window = (np.cumsum(sizes) - sizes) // self.window_tokens
+        return [shards[window == w] for w in np.unique(window)]
+
+    def _build_window(self, epoch: int, window: int) -> _Window:
+        parts = [cut_documents(self.shards, int(s), self.sequence_length) for s in self._windows(epoch)[window]]
+        pieces = Pieces.join(parts)
+        order = keyed.permutation(keyed.key(self.seed, "segments", epoch, window), len(pieces.length))
+        pieces = Pieces(pieces.shard[order], pieces.start[order], pieces.length[order])
+        return _Window(pieces, np.cumsum(pieces.length + SPECIALS))
+
+
+def cut_documents(shards: TokenShards, shard: int, sequence_length: int) -> Pieces:
+    """Every segment of a shard, in document order: full ones of `sequence_length` - 2 tokens, then the rest."""
+    longest = sequence_length - SPECIALS
+    offsets = np.asarray(shards.documents(shard))
+    sizes = np.diff(offsets)
+    counts = -(-sizes // longest)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = np.repeat(offsets[:-1], counts) + within * longest
+    length = np.minimum(np.repeat(offsets[1:], counts) - start, longest)
+    return Pieces(np.full(len(start), shard, np.int64), start, length)
+
+
+def fixed_slots(shards: TokenShards, sequence_length: int, slot_tokens: int, max_tokens: int) -> list[Pieces]:
+    """Evaluation slots: the first `max_tokens` tokens of a split, in document order, segments never cut again."""
+    slots, budget = [], max_tokens
+    for shard in range(shards.num_shards):
+        pieces = cut_documents(shards, shard, sequence_length)
+        first = 0
+        while first < len(pieces.length) and budget > 0:
+            ends = np.cumsum(pieces.length[first : first + slot_tokens] + SPECIALS)
+            count = int(np.searchsorted(ends, min(slot_tokens, max(budget, sequence_length)), side="right"))
+            chosen = slice(first, first + count)
+            slots.append(Pieces(pieces.shard[chosen], pieces.start[chosen], pieces.length[chosen]))
+            budget -= slots[-1].num_tokens
+            first += count
+    return slots

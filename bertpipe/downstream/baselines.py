@@ -1,0 +1,52 @@
+"""What a fine-tuned model has to beat: the most frequent answer, and a linear model of the words.
+
+The third baseline, `scratch` (the same architecture from random weights), is trained by finetune.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bertpipe.downstream.tasks import Split
+
+
+def majority(splits: dict[str, Split], seed: int = 0) -> np.ndarray:
+    """[validation] the most frequent training label (of several, the lowest code); the training mean for regression."""
+    train, labels = splits["train"], splits["train"].labels
+    assert labels is not None
+    size = len(splits["validation"])
+    if train.label_names is None:
+        return np.full(size, labels.mean(dtype=np.float64), dtype=np.float32)
+    return np.full(size, np.bincount(labels).argmax(), dtype=np.int64)
+
+
+def tfidf(splits: dict[str, Split], seed: int = 0) -> np.ndarray:
+    """[validation] codes from logistic regression on TF-IDF word weights; the two texts of a pair are joined."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    train, validation = splits["train"], splits["validation"]
+    assert train.label_names is not None, "classification only"
+    # Every run of letters or digits is a word, down to one character, so that no example set has an empty vocabulary
+    # merely because its words are short.
+    vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
+    words = vectorizer.fit_transform([" ".join(texts) for texts in train.texts])
+    model = LogisticRegression(max_iter=1_000, random_state=seed).fit(words, train.labels)
+    return model.predict(vectorizer.transform([" ".join(texts) for texts in validation.texts])).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """`predict(splits, seed)` for validation, and the kinds of task it can do."""
+
+    predict: Callable[[dict[str, Split], int], np.ndarray]
+    kinds: tuple[str, ...]
+
+
+BASELINES: dict[str, Baseline] = {
+    "majority": Baseline(majority, ("classification", "regression")),
+    "tfidf": Baseline(tfidf, ("classification",)),
+}

@@ -1,0 +1,128 @@
+"""The official score of each task, as `evaluate.Metric` classes that live here.
+
+`evaluate.load("glue", ...)` downloads a script and runs it; these need no network and run no foreign code. The numbers
+are scikit-learn's and SciPy's, as in GLUE (Wang et al. 2019, section 3). This module imports `evaluate` at its top,
+for the base class: import it where it is used.
+
+    compute("matthews_correlation", [1, 0, 1], [1, 0, 0])     {"matthews_correlation": 0.5}
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import warnings
+from collections.abc import Sequence
+
+import evaluate
+import numpy as np
+from datasets import Features, Value
+
+from bertpipe.errors import DataError
+
+_CODES = {"predictions": Value("int64"), "references": Value("int64")}
+_NUMBERS = {"predictions": Value("float64"), "references": Value("float64")}
+
+
+def _info(description: str, features: dict[str, Value]) -> evaluate.MetricInfo:
+    return evaluate.MetricInfo(description=description, citation="", features=Features(features), format="numpy")
+
+
+class MatthewsCorrelation(evaluate.Metric):
+    """CoLA. Matthews 1975; from -1 to 1, and 0 where the predictions or the references are all alike."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Matthews correlation", _CODES)
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        from sklearn.metrics import matthews_corrcoef
+
+        return {"matthews_correlation": matthews_corrcoef(references, predictions)}
+
+
+class Accuracy(evaluate.Metric):
+    """SST-2, RTE."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Share of the examples that are right", _CODES)
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return {"accuracy": np.mean(predictions == references)}
+
+
+class AccuracyAndF1(evaluate.Metric):
+    """MRPC: accuracy, and F1 of the class 1 (0 where nothing is rightly called 1)."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Accuracy and F1 of the positive class", _CODES)
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        from sklearn.metrics import f1_score
+
+        f1 = f1_score(references, predictions, pos_label=1, average="binary", zero_division=0.0)
+        return {"accuracy": np.mean(predictions == references), "f1": f1}
+
+
+class AccuracyAndMacroF1(evaluate.Metric):
+    """docs: accuracy, and the mean over the classes of each one's F1."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Accuracy and macro-averaged F1", _CODES)
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        from sklearn.metrics import f1_score
+
+        macro = f1_score(references, predictions, average="macro", zero_division=0.0)
+        return {"accuracy": np.mean(predictions == references), "macro_f1": macro}
+
+
+class PearsonAndSpearman(evaluate.Metric):
+    """STS-B: both correlations and their mean; 0 where one side is constant, so that they are undefined."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Pearson and Spearman correlation", _NUMBERS)
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        from scipy.stats import pearsonr, spearmanr
+
+        if np.ptp(predictions) == 0 or np.ptp(references) == 0:
+            return {"pearson": 0.0, "spearman": 0.0, "combined": 0.0}
+        with warnings.catch_warnings():  # nearly constant predictions: the value is defined, if imprecise
+            warnings.simplefilter("ignore")
+            pearson = float(pearsonr(predictions, references).statistic)
+            spearman = float(spearmanr(predictions, references).statistic)
+        return {"pearson": pearson, "spearman": spearman, "combined": (pearson + spearman) / 2}
+
+
+def compute(
+    metric: str, predictions: Sequence[float] | np.ndarray, references: Sequence[float] | np.ndarray
+) -> dict[str, float]:
+    """Score `predictions` [examples] against `references` [examples]: finite Python floats by name.
+
+    Codes (integers) for classification, numbers for regression. Raises DataError when there is nothing to score, or a
+    prediction is not a finite number.
+    """
+    assert metric in METRICS, f"no metric {metric!r}; there are {', '.join(METRICS)}"
+    assert len(predictions) == len(references), f"{len(predictions)} predictions, {len(references)} references"
+    if len(predictions) == 0:
+        raise DataError(f"{metric}: no examples to score")
+    if not np.isfinite(np.asarray(predictions, dtype=np.float64)).all():
+        raise DataError(f"{metric}: a prediction is not a finite number: training diverged; lower finetune.lr")
+    # In its default form `evaluate` writes predictions to a file below ~/.cache that every process on the machine
+    # shares, under a lock. Here they stay in memory, and the folder it makes anyway is gone with the block.
+    with tempfile.TemporaryDirectory(prefix="bertpipe-metric-") as folder:
+        module = METRICS[metric](cache_dir=folder, keep_in_memory=True, seed=0)
+        scores = module.compute(predictions=predictions, references=references)
+    assert scores is not None
+    result = {name: float(value) for name, value in scores.items()}
+    assert all(map(math.isfinite, result.values())), f"{metric}: {result}"
+    return result
+
+
+METRICS: dict[str, type[evaluate.Metric]] = {
+    "matthews_correlation": MatthewsCorrelation,
+    "accuracy": Accuracy,
+    "accuracy_and_f1": AccuracyAndF1,
+    "accuracy_and_macro_f1": AccuracyAndMacroF1,
+    "pearson_and_spearman": PearsonAndSpearman,
+}

@@ -1,0 +1,172 @@
+"""Padding-free packed attention for stock encoders, as an attention function of transformers' own registry.
+
+Sequences lie end to end in one row; every layer but attention is indifferent to that. Attention groups the sequences
+by length (rounded up to `STEP`), lays each group out as a padded [N, L] block, works there and lays the result back.
+The layout is worked out once a batch (`Layout`) and handed down through the model's keyword arguments.
+
+Shapes: T tokens of the row, H heads, D head size; q, k, v [1, H, T, D]; result [1, T, H, D].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+
+NAME = "bertpipe_packed"
+STEP = 32  # sequences whose lengths round up to the same multiple share a block
+
+
+@dataclass(frozen=True)
+class Block:
+    """Sequences of about one length as N rows of L."""
+
+    first: int
+    """Row of its first token in the padded order."""
+    num: int
+    """N"""
+    length: int
+    """L"""
+    hidden: torch.Tensor | None
+    """bool [N, 1, 1, L], true for padding; None where every row is full."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a packed row is laid out in blocks."""
+
+    blocks: list[Block]
+    spread: torch.Tensor
+    """int64 [sum of N x L]: which token stands at each padded place (padding repeats a real token)."""
+    gather: torch.Tensor
+    """int64 [T]: the padded place of each token."""
+
+
+def layout(cu_seqlens: torch.Tensor) -> Layout:
+    """The layout of a row whose sequences begin and end at `cu_seqlens`, int32 [S + 1] from 0 to T."""
+    starts, lengths = cu_seqlens[:-1].long().cpu(), cu_seqlens.diff().long().cpu()
+    padded = (lengths + STEP - 1) // STEP * STEP
+    blocks, spread, first = [], [], 0
+    gather = torch.empty(int(cu_seqlens[-1]), dtype=torch.int64)
+    for size in padded[padded > 0].unique().tolist():
+        chosen = (padded == size).nonzero()[:, 0]
+        length = int(lengths[chosen].max())
+        offsets = torch.arange(length)
+        real = offsets < lengths[chosen, None]
+        index = torch.where(real, starts[chosen, None] + offsets, starts[chosen, None])
+        gather[index[real]] = first + torch.arange(index.numel()).view_as(index)[real]
+        hidden = None if bool(real.all()) else ~real[:, None, None, :].to(cu_seqlens.device)
+        blocks.append(Block(first, len(chosen), length, hidden))
+        spread.append(index.flatten())
+        first += index.numel()
+    device = cu_seqlens.device
+    return Layout(blocks, torch.cat(spread).to(device), gather.to(device))
+
+
+class _Relay(torch.autograd.Function):
+    """rows[index], for an index whose real places are each read once: its gradient is rows[inverse].
+
+    The gradient of the padding, which repeats tokens, is 0 by construction and is left out.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(inverse)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grads[0].index_select(0, inverse), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """padded[gather]: its gradient goes back to the real places, 0 to the padding."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: torch.Tensor, gather: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gather)
+        ctx.size = len(padded)
+        return padded.index_select(0, gather)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gather,) = ctx.saved_tensors
+        out = grads[0].new_zeros(ctx.size, grads[0].shape[1])
+        return out.index_copy_(0, gather, grads[0]), None
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    packed_layout: Layout | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of each sequence to itself alone; registered with transformers as `bertpipe_packed`.
+
+    Raises ValueError when neither `cu_seq_lens_q` nor `packed_layout` came through.
+    """
+    if packed_layout is None:
+        if cu_seq_lens_q is None:
+            raise ValueError(f"{type(module).__name__}: no cu_seq_lens_q came down to packed attention")
+        packed_layout = layout(cu_seq_lens_q)
+    _, heads, num_tokens, size = query.shape
+    scaling = size**-0.5 if scaling is None else scaling
+    spread = [
+        _Relay.apply(x[0].transpose(0, 1).reshape(num_tokens, heads * size), packed_layout.spread, packed_layout.gather)
+        for x in (query, key, value)
+    ]
+    outputs = []
+    for block in packed_layout.blocks:
+        last = block.first + block.num * block.length
+        q, k, v = (x[block.first : last].view(block.num, block.length, heads, size).transpose(1, 2) for x in spread)
+        hidden = block.hidden
+        if sliding_window is not None and block.length >= sliding_window:
+            offsets = torch.arange(block.length, device=query.device)
+            far = (offsets[:, None] - offsets).abs() >= sliding_window  # modernbert passes its window + 1
+            hidden = far if hidden is None else hidden | far
+        mixed = _attend(q, k, v, hidden, scaling, dropout)
+        outputs.append(mixed.transpose(1, 2).reshape(-1, heads * size))
+    collected = _Collect.apply(torch.cat(outputs), packed_layout.gather)
+    return collected.view(1, num_tokens, heads, size), None
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor | None, scaling: float, dropout: float
+) -> torch.Tensor:
+    """[N, H, L, D] each; `hidden` is true where a key must not be seen.
+
+    On CPU in bf16 the backward of scaled_dot_product_attention is slow up to a length of about 256 (docs/decisions.md),
+    so short blocks take plain matrix products.
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= 256:
+        scores = torch.matmul(q * scaling, k.transpose(-1, -2))
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+        weights = F.dropout(torch.softmax(scores, -1), dropout, training=dropout > 0)
+        return torch.matmul(weights, v)
+    visible = None if hidden is None else ~hidden
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout, scale=scaling)
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Packed rows need no mask: the layout keeps sequences apart."""
+
+
+def register() -> None:
+    """Make `bertpipe_packed` known to transformers; may be called again."""
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, _no_mask)
+
+
+register()

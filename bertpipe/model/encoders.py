@@ -1,0 +1,173 @@
+"""Stock `transformers` encoders: built from a preset, or taken from a checkpoint; encoded packed.
+
+A preset is a file of configs/model/ that names a `model_type` and fields of its stock config. A family is one row of
+FAMILIES: where its masked-LM head and its position numbers differ from BERT's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bertpipe.config import ModelConfig, read_preset
+from bertpipe.errors import ConfigError
+from bertpipe.model import attention
+
+DROPOUTS = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "classifier_dropout"),
+    *("embedding_dropout", "mlp_dropout", "classifier_dropout_prob", "seq_classif_dropout", "summary_last_dropout"),
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between stock encoder families."""
+
+    mlm_head: Callable[[Any, torch.Tensor], torch.Tensor]
+    """(masked-LM model, hidden [P, H]) -> logits [P, V]"""
+    first_position: Callable[[Any], int] = lambda config: 0
+    """Position number of a sequence's first token."""
+    token_types: bool = True
+    """Whether the model takes token_type_ids."""
+
+
+def _roberta_first(config: Any) -> int:
+    return config.pad_token_id + 1
+
+
+FAMILIES: dict[str, Family] = {
+    "bert": Family(lambda m, h: m.cls(h)),
+    "roberta": Family(lambda m, h: m.lm_head(h), _roberta_first),
+    "camembert": Family(lambda m, h: m.lm_head(h), _roberta_first),
+    "xlm-roberta": Family(lambda m, h: m.lm_head(h), _roberta_first),
+    "albert": Family(lambda m, h: m.predictions(h)),
+    "electra": Family(lambda m, h: m.generator_lm_head(m.generator_predictions(h))),
+    "distilbert": Family(
+        lambda m, h: m.vocab_projector(m.vocab_layer_norm(m.activation(m.vocab_transform(h)))), token_types=False
+    ),
+    "modernbert": Family(lambda m, h: m.decoder(m.head(h)), token_types=False),
+    "eurobert": Family(lambda m, h: m.lm_head(h), token_types=False),
+}
+
+
+def family(model: Any) -> Family:
+    """The row of a model's family; ConfigError for one that isn't offered."""
+    kind = model.config.model_type
+    if kind not in FAMILIES:
+        raise ConfigError(f"model: {kind} models can't be packed; offered are {', '.join(FAMILIES)}")
+    return FAMILIES[kind]
+
+
+def build(config: ModelConfig, vocab_size: int, special_ids: dict[str, int], sequence_length: int, seed: int) -> Any:
+    """A masked-LM model for `vocab_size` token ids and sequences of `sequence_length`.
+
+    With `config.init`, the checkpoint's weights (a missing masked-LM head starts random, from `seed`); otherwise
+    random weights from `seed`. Fails with ConfigError where vocabulary or positions don't fit.
+    """
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    torch.manual_seed(seed)
+    changes = dict(config.overrides)
+    if config.init:
+        model = load(AutoModelForMaskedLM, config.init, "model.init", config.dropout, **changes)
+    else:
+        fields = read_preset(config.preset) | changes
+        kind = fields.pop("model_type")
+        fields |= {"vocab_size": vocab_size, "pad_token_id": special_ids["pad"]}
+        if kind in ("modernbert", "eurobert"):
+            fields |= {"cls_token_id": special_ids["cls"], "sep_token_id": special_ids["sep"]}
+            fields |= {"bos_token_id": special_ids["cls"], "eos_token_id": special_ids["sep"]}
+        stock = AutoConfig.for_model(kind, **fields)
+        set_dropout(stock, config.dropout)
+        model = AutoModelForMaskedLM.from_config(stock, attn_implementation="eager")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if vocab_size > rows:
+        raise ConfigError(
+            f"{'model.init' if config.init else 'model.preset'}: the tokenizer has {vocab_size} entries but the model "
+            f"only {rows} rows; adopt the model's own tokenizer (tokenizer.adopt) or train one of at most {rows}"
+        )
+    check_length(model, sequence_length, "train.sequence_length")
+    family(model)
+    return model
+
+
+def load(auto_class: Any, name: str, setting: str, dropout: float | None = None, **changes: Any) -> Any:
+    """`auto_class.from_pretrained(name)` from safetensors, fp32, without remote code; ConfigError names `setting`."""
+    from transformers import AutoConfig
+
+    try:
+        stock = AutoConfig.from_pretrained(name, **changes)
+        set_dropout(stock, dropout)
+        return auto_class.from_pretrained(
+            name, config=stock, use_safetensors=True, attn_implementation="eager", dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"{setting}: no checkpoint can be loaded from {name!r}: {reason}") from error
+
+
+def set_dropout(stock: Any, dropout: float | None) -> None:
+    """Set every dropout of a stock config, if `dropout` is given; one left unset (None) stays so."""
+    if dropout is not None:
+        for field in DROPOUTS:
+            if getattr(stock, field, None) is not None:
+                setattr(stock, field, dropout)
+
+
+def check_length(model: Any, length: int, setting: str) -> None:
+    """ConfigError when the model has fewer positions than `length`."""
+    config = model.config
+    positions = getattr(config, "max_position_embeddings", length) - family(model).first_position(config)
+    if length > positions:
+        raise ConfigError(f"{setting}: {length} exceeds the model's {positions} positions; use at most {positions}")
+
+
+def make_packed(model: Any, gradient_checkpointing: bool = False) -> Any:
+    """Switch a stock model to packed attention, in place."""
+    model.set_attn_implementation(attention.NAME)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def encode(model: Any, batch: Any) -> torch.Tensor:
+    """Hidden states [T, H] of a PackedBatch, from a stock model with or without a head."""
+    kind = family(model)
+    types = {"token_type_ids": batch.token_type_ids} if kind.token_types else {}
+    encoder = model.base_model
+    output = encoder(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids + kind.first_position(model.config),
+        cu_seq_lens_q=batch.cu_seqlens,
+        cu_seq_lens_k=batch.cu_seqlens,
+        max_length_q=batch.max_seqlen,
+        max_length_k=batch.max_seqlen,
+        packed_layout=attention.layout(batch.cu_seqlens),
+        **types,
+    )
+    return output.last_hidden_state[0]
+
+
+def save(model: nn.Module, folder: Path, tokenizer: Any = None) -> None:
+    """Write a stock folder that `from_pretrained` loads anywhere: safetensors, group-readable, no trace of us."""
+    stock: Any = model
+    packed = stock.config._attn_implementation
+    stock.set_attn_implementation("eager")
+    try:
+        stock.save_pretrained(folder)
+    finally:
+        stock.set_attn_implementation(packed)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters, tied ones once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

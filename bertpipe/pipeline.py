@@ -1,0 +1,204 @@
+"""The pipeline, as a table: read it top to bottom.
+
+A stage is done when its folder stands under the name its recipe gives. `run` makes one stage, `plan` says how each
+stands. Stages are imported when they run, so nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bertpipe import artifact
+from bertpipe.config import Config, read_preset
+from bertpipe.errors import ArtifactError
+
+MULTI_PROCESS = ("pretrain", "finetune")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One arrow of the pipeline."""
+
+    name: str
+    module: str
+    """Where its `run(cfg, inputs, out, counts)` lives."""
+    needs: Callable[[Config], tuple[str, ...]]
+    """Stages whose artifacts it reads."""
+    reads: tuple[str, ...]
+    """Config sections that determine its result."""
+    raw: Callable[[Config, Path], dict[str, Any]] = lambda cfg, cache: {}
+    """Content identity of inputs from outside, given a cache file for hashes."""
+    version: int = 1
+    """Raised when the same settings would now give another result."""
+
+
+def _corpus_raw(cfg: Config, cache: Path) -> dict[str, Any]:
+    from bertpipe.data import corpus
+
+    return corpus.identify(cfg.corpus, cache)
+
+
+def _tokenizer_raw(cfg: Config, cache: Path) -> dict[str, Any]:
+    from bertpipe.data import tokenizer
+
+    return tokenizer.identify(cfg.tokenizer, cache)
+
+
+def _pretrain_raw(cfg: Config, cache: Path) -> dict[str, Any]:
+    if cfg.model.init:
+        return {"init": identify_model(cfg.model.init, cache)}
+    return {"preset": read_preset(cfg.model.preset)}
+
+
+def _finetune_raw(cfg: Config, cache: Path) -> dict[str, Any]:
+    from bertpipe.downstream import tasks
+
+    names = [cfg.finetune.tasks] if isinstance(cfg.finetune.tasks, str) else cfg.finetune.tasks
+    data = tasks.identify(names, cfg.finetune.data, cache)
+    return {"data": data} | ({"model": identify_model(cfg.finetune.model, cache)} if cfg.finetune.model else {})
+
+
+def identify_model(name: str, cache: Path) -> Any:
+    """Content identity of a checkpoint folder; a Hub id stands for itself."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    return artifact.identify_files(sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors")), cache)
+
+
+def _everything_made(cfg: Config) -> tuple[str, ...]:
+    made = ("corpus", "tokenizer", "shards", "pretrain")
+    return (*made, "finetune") if cfg.finetune.tasks else made
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("corpus", "bertpipe.data.corpus", lambda cfg: (), ("corpus",), _corpus_raw),
+        Stage("tokenizer", "bertpipe.data.tokenizer", lambda cfg: ("corpus",), ("tokenizer",), _tokenizer_raw),
+        Stage("shards", "bertpipe.data.shards", lambda cfg: ("corpus", "tokenizer"), ("shards",)),
+        Stage(
+            "pretrain",
+            "bertpipe.train.pretrain",
+            lambda cfg: ("tokenizer", "shards"),
+            ("model", "masking", "optim", "train"),
+            _pretrain_raw,
+        ),
+        Stage(
+            "finetune",
+            "bertpipe.downstream.finetune",
+            lambda cfg: () if cfg.finetune.model else ("pretrain",),
+            ("finetune",),
+            _finetune_raw,
+        ),
+        Stage("report", "bertpipe.downstream.report", _everything_made, ("report",)),
+        Stage("publish", "bertpipe.downstream.publish", _everything_made, ("publish",)),
+    )
+}
+
+# Where an input lies is not what it is: these settings enter fingerprints as content (`Stage.raw`) instead.
+PLACES = {"corpus": ("sources",), "tokenizer": ("adopt",), "model": ("init",), "finetune": ("data", "model")}
+
+
+def settings_of(stage: Stage, cfg: Config) -> dict[str, Any]:
+    """The settings that determine a stage's result."""
+    return {s: getattr(cfg, s).model_dump(mode="json", exclude=set(PLACES.get(s, ()))) for s in stage.reads}
+
+
+class Pipeline:
+    """The stages of one config: names and states are worked out once."""
+
+    def __init__(self, cfg: Config):
+        self.cfg, self.root = cfg, Path(cfg.runtime.root)
+        self.cache = self.root / ".hashes.json"
+        self._recipes: dict[str, dict[str, Any]] = {}
+
+    def recipe(self, name: str) -> dict[str, Any]:
+        """What identifies a stage's artifact: stage, version, settings, parents (fingerprints), raw, fingerprint."""
+        if name not in self._recipes:
+            stage = STAGES[name]
+            parents = {needed: self.recipe(needed)["fingerprint"] for needed in stage.needs(self.cfg)}
+            recipe = {"stage": name, "version": stage.version, "settings": settings_of(stage, self.cfg)}
+            recipe |= {"parents": parents, "raw": stage.raw(self.cfg, self.cache)}
+            self._recipes[name] = recipe | {"fingerprint": artifact.fingerprint(**recipe)}
+        return self._recipes[name]
+
+    def locate(self, name: str) -> Path:
+        """Where a stage's artifact stands, or will."""
+        return self.root / f"{name}-{self.recipe(name)['fingerprint'][:12]}"
+
+    def run(self, name: str) -> bool:
+        """Make a stage's artifact; False when it was there already.
+
+        Raises ArtifactError when an input is missing or damaged.
+        """
+        folder = self.locate(name)
+        if artifact.is_complete(folder):
+            return False
+        inputs = {needed: self.locate(needed) for needed in STAGES[name].needs(self.cfg)}
+        for needed, path in inputs.items():
+            if not artifact.is_complete(path):
+                raise ArtifactError(f"{name} needs {path}, which is not there; make it with `bertpipe {needed}` first")
+        module = importlib.import_module(STAGES[name].module)
+        if not is_main():
+            if name in MULTI_PROCESS:
+                module.run(self.cfg, inputs, folder.with_name(folder.name + artifact.PARTIAL), {})
+            return True
+        for needed, path in inputs.items():
+            if problems := artifact.verify(path):
+                raise ArtifactError(f"{problems[0]}; delete {path} and make it again with `bertpipe {needed}`")
+        facts = self.recipe(name) | {"config": self.cfg.model_dump(mode="json")}
+        with artifact.committing(folder, **facts) as (out, counts):
+            module.run(self.cfg, inputs, out, counts)
+        return True
+
+    def state(self, name: str) -> tuple[str, str]:
+        """("done" | "stale" | "partial" | "missing", what to know about it)."""
+        folder = self.locate(name)
+        if artifact.is_complete(folder):
+            return "done", str(folder)
+        if folder.with_name(folder.name + artifact.PARTIAL).is_dir():
+            return "partial", f"interrupted; `bertpipe {name}` goes on"
+        others = [p for p in sorted(self.root.glob(f"{name}-????????????")) if artifact.is_complete(p)]
+        differences = [differing(artifact.read_manifest(p), self.recipe(name)) for p in others]
+        if not differences:
+            return "missing", f"`bertpipe {name}` makes it"
+        nearest = min(differences, key=len)
+        return "stale", nearest[0] if nearest else "made by another version"
+
+
+def differing(manifest: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
+    """One line a setting, input or parent in which an artifact differs from what is wanted now."""
+    lines = []
+    for kind in ("settings", "raw", "parents", "version"):
+        before, now = _flatten(manifest.get(kind), ""), _flatten(recipe[kind], "")
+        for key in [*now, *(k for k in before if k not in now)]:
+            if before.get(key) != now.get(key):
+                label = {"settings": "", "raw": "input ", "parents": "made from another ", "version": "version"}[kind]
+                detail = "" if kind == "parents" else f": was {_short(before.get(key))}, is {_short(now.get(key))}"
+                lines.append(f"{label}{key}{detail}")
+    return lines
+
+
+def _flatten(value: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def is_main() -> bool:
+    """Whether this process is the first of its launch (torchrun and accelerate set RANK)."""
+    return int(os.environ.get("RANK", "0")) == 0

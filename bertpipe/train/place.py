@@ -1,0 +1,88 @@
+"""Where a run runs: processes, device, threads, precision - resolved before the first step and recorded.
+
+Accelerate launches, places and wraps. Threads and precision are set here, because `accelerate launch` exports its own
+(OMP_NUM_THREADS=1, ACCELERATE_MIXED_PRECISION), and autocast belongs to the objectives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from bertpipe.config import RuntimeConfig
+from bertpipe.errors import ConfigError
+
+
+class Place:
+    """The processes of this run and this one's share of the machine.
+
+    Raises ConfigError when CUDA is asked for and missing, or when the launcher announced another number of processes
+    than came together.
+    """
+
+    def __init__(self, runtime: RuntimeConfig, precision: str):
+        cuda = torch.cuda.is_available() if runtime.device == "auto" else runtime.device == "cuda"
+        if cuda and not torch.cuda.is_available():
+            raise ConfigError("runtime.device: cuda is not available here; use cpu or auto")
+        self.accelerator = Accelerator(cpu=not cuda, mixed_precision="no")
+        announced = int(os.environ.get("WORLD_SIZE", "1"))
+        self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+        if announced != self.world:
+            raise ConfigError(
+                f"the launcher announced WORLD_SIZE={announced} but {self.world} process(es) came together"
+            )
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+        self.threads = runtime.threads or max(1, len(os.sched_getaffinity(0)) // local)
+        torch.set_num_threads(self.threads)
+        self.device = self.accelerator.device
+        self.precision = precision if precision != "auto" else ("bf16" if has_fast_bf16(self.device) else "fp32")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes."""
+        return self.rank == 0
+
+    def share(self, slots_per_step: int, setting: str) -> tuple[int, int]:
+        """This process's slots, first .. last - 1; ConfigError lists the legal numbers when they can't be shared."""
+        if slots_per_step % self.world:
+            legal = [str(n) for n in range(1, slots_per_step + 1) if slots_per_step % n == 0]
+            raise ConfigError(
+                f"{self.world} processes can't share {setting} = {slots_per_step} slots evenly; "
+                f"run {', '.join(legal)} processes or change {setting}"
+            )
+        each = slots_per_step // self.world
+        return self.rank * each, (self.rank + 1) * each
+
+    def sum(self, values: list[float] | torch.Tensor) -> list[float]:
+        """Elementwise sum over the processes."""
+        tensor = torch.as_tensor(values, dtype=torch.float64, device=self.device)
+        return (self.accelerator.reduce(tensor, "sum") if self.world > 1 else tensor).tolist()
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Move to the device; wrapped for several processes."""
+        return self.accelerator.prepare(module)
+
+    def hold_sync(self, module: nn.Module, hold: bool) -> contextlib.AbstractContextManager[Any]:
+        """While `hold`, backward passes keep their gradients to this process."""
+        return self.accelerator.no_sync(module) if hold and self.world > 1 else contextlib.nullcontext()
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        self.accelerator.wait_for_everyone()
+
+    def facts(self) -> dict[str, Any]:
+        """What results may depend on beyond the recipe."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return {"world_size": self.world, "device": name, "threads": self.threads, "precision": self.precision}
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16 matrices itself."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,213 @@
+"""Stage: token shards -> a pretrained checkpoint.
+
+pretrain-<fingerprint>/
+    model/          stock folder: from_pretrained loads it, tokenizer included
+    metrics.jsonl   the record of the recipe (see tracking.py)
+    speed.jsonl     the record of the machine
+    checkpoints/    the newest ones, with optimizer tensors
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bertpipe import artifact
+from bertpipe.config import Config
+from bertpipe.data import masking
+from bertpipe.data.batches import MaskedSlots, PackedBatch, StepSource, masked_batch
+from bertpipe.data.masking import Masking, Vocabulary
+from bertpipe.data.order import Order, fixed_slots
+from bertpipe.data.shards import TokenShards
+from bertpipe.errors import ConfigError
+from bertpipe.model import attention, encoders
+from bertpipe.model.objectives import OBJECTIVES, Objective
+from bertpipe.train import loop
+from bertpipe.train.checkpoint import Checkpoints
+from bertpipe.train.optim import Optimizer, Recipe
+from bertpipe.train.place import Place
+from bertpipe.train.tracking import Record, Wandb
+
+EVAL_PROBABILITY = 0.15  # hold-out masks are frozen at this, whatever training uses
+EVAL_SEED = 0
+
+
+def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any]) -> None:
+    """Pretrain; every process calls it, the main one writes into `out`."""
+    check(cfg)
+    place = Place(cfg.runtime, cfg.train.precision)
+    tokenizer = load_tokenizer(inputs["tokenizer"])
+    train = TokenShards(inputs["shards"], "train")
+    row = OBJECTIVES[cfg.train.objective]
+    model = encoders.build(cfg.model, train.vocab_size, train.special_ids, cfg.train.sequence_length, cfg.train.seed)
+    encoders.make_packed(model, cfg.runtime.gradient_checkpointing)
+    objective = row.module(model, place.precision)
+    optimizer = Optimizer(objective.to(place.device).model, recipe(cfg))
+    order = make_order(cfg, train, out / "plans")
+    source = SAMPLERS[row.sampler](cfg, order, train)
+    if place.is_main:
+        order.prepare(cfg.train.steps)
+        _introduce(cfg, place, model, order)
+    place.barrier()  # the plans stand now
+    evaluation = Evaluation(cfg, inputs["shards"], objective, place)
+    record = open_record(cfg, place, out)
+    checkpoints = Checkpoints(out / "checkpoints", cfg.runtime.keep_checkpoints, tokenizer)
+    with record:
+        speed = loop.fit(
+            objective,
+            source,
+            optimizer,
+            settings(cfg),
+            place,
+            record,
+            evaluation if evaluation.slots else None,
+            checkpoints,
+            lambda step: order.locate(step)[0],
+        )
+    if place.is_main:
+        artifact.discard(out / "plans")
+        encoders.save(model, out / "model", tokenizer)
+        counts |= {
+            "parameters": encoders.count_parameters(model),
+            "steps": cfg.train.steps,
+            "epochs": order.locate(cfg.train.steps - 1)[0] + 1,
+            "train_seconds": round(speed.seconds, 1),
+            "tokens_per_second": round(speed.tokens_per_second, 1),
+            "attention": attention.NAME,
+            **place.facts(),
+            **evaluation.last,
+        }
+    place.barrier()
+
+
+def check(cfg: Config) -> None:
+    """ConfigError for settings that can't be trained with; before anything is loaded."""
+    if cfg.train.objective not in OBJECTIVES:
+        raise ConfigError(f"train.objective: {cfg.train.objective!r} is not one of {', '.join(OBJECTIVES)}")
+    if cfg.train.slot_tokens < cfg.train.sequence_length:
+        raise ConfigError(
+            f"train.slot_tokens: {cfg.train.slot_tokens} is less than train.sequence_length {cfg.train.sequence_length}"
+        )
+    masking.check(cfg.masking.strategy, cfg.masking.mask_share, cfg.masking.random_share)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The stock tokenizer of a folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def recipe(cfg: Config) -> Recipe:
+    """The optimizer's settings."""
+    fields = cfg.optim.model_dump()
+    return Recipe(**fields, steps=cfg.train.steps)
+
+
+def settings(cfg: Config) -> loop.LoopSettings:
+    """The loop's settings."""
+    return loop.LoopSettings(
+        steps=cfg.train.steps,
+        slots_per_step=cfg.train.slots_per_step,
+        seed=cfg.train.seed,
+        eval_every=cfg.train.eval_every,
+        checkpoint_every=cfg.runtime.checkpoint_every,
+        log_every=cfg.runtime.log_every,
+        loader_workers=cfg.runtime.loader_workers,
+        progress=cfg.runtime.progress,
+    )
+
+
+def make_order(cfg: Config, shards: TokenShards, plans: Path | None) -> Order:
+    """The order of the run, its plans kept in `plans`."""
+    train = cfg.train
+    return Order(shards, train.seed, train.sequence_length, train.slot_tokens, train.slots_per_step, plans)
+
+
+def make_masking(cfg: Config, shards: TokenShards, probability: float, strategy: str) -> Masking:
+    """Masks over the vocabulary of `shards`."""
+    special = np.zeros(shards.vocab_size, bool)
+    special[list(shards.all_special_ids)] = True
+    vocabulary = Vocabulary(shards.special_ids["mask"], special, np.asarray(shards.continuations))
+    return Masking(strategy, probability, cfg.masking.mask_share, cfg.masking.random_share, vocabulary)
+
+
+def _masked(cfg: Config, order: Order, shards: TokenShards) -> StepSource:
+    drawn = make_masking(cfg, shards, cfg.masking.probability, cfg.masking.strategy)
+    return MaskedSlots(order, drawn, cfg.train.seed)
+
+
+class Evaluation:
+    """Loss, accuracy and perplexity on the hold-out under frozen masks, beside the unigram cross-entropy.
+
+    The unigram cross-entropy is what a model scores that knows nothing but the training text's word frequencies
+    (add-one smoothed), in nats, at the very positions that are evaluated.
+    """
+
+    def __init__(self, cfg: Config, folder: Path, objective: Objective, place: Place):
+        self.objective, self.place = objective, place
+        self.last: dict[str, float] = {}
+        self.slots: list[PackedBatch] = []
+        shards = TokenShards(folder, "holdout")
+        if not shards.num_tokens:
+            return
+        length, total = cfg.train.sequence_length, cfg.train.slot_tokens
+        frozen = Masking("token", EVAL_PROBABILITY, 0.8, 0.1, make_masking(cfg, shards, 0.15, "token").vocabulary)
+        every = fixed_slots(shards, length, total, cfg.train.eval_tokens)
+        self.slots = [masked_batch(shards, p, frozen, EVAL_SEED, 0, min(total, p.num_tokens), length) for p in every]
+        self.unigram = unigram_cross_entropy(TokenShards(folder, "train").unigrams, self.slots)
+
+    def __call__(self) -> dict[str, float]:
+        """Evaluate; each process takes every world-th slot."""
+        self.objective.eval()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.place.device)
+        with torch.no_grad():
+            for slot in self.slots[self.place.rank :: self.place.world]:
+                out = self.objective(slot.to(self.place.device))
+                sums += torch.stack([out["loss"], out["correct"], out["count"]]).double()
+        loss, correct, count = self.place.sum(sums)
+        self.last = {
+            "eval_loss": loss / count,
+            "eval_accuracy": correct / count,
+            "eval_perplexity": math.exp(min(700.0, loss / count)),
+            "eval_unigram_cross_entropy": self.unigram,
+        }
+        return self.last
+
+
+def unigram_cross_entropy(counts: np.ndarray, slots: list[PackedBatch]) -> float:
+    """Mean of -log q over the predicted labels of `slots`, q the add-one-smoothed frequencies `counts` [V]; nats."""
+    log_q = np.log(counts + 1.0) - np.log(counts.sum() + len(counts))
+    labels = [s.predict_labels[s.predict_weight > 0].numpy() for s in slots if s.predict_labels is not None]
+    return float(-log_q[np.concatenate(labels)].mean())
+
+
+def open_record(cfg: Config, place: Place, out: Path) -> Record:
+    """The run's record; trackers as asked for."""
+    if not place.is_main:
+        return Record(None)
+    tracker = None
+    if cfg.runtime.wandb:
+        tracker = Wandb(cfg.runtime.wandb, out, cfg.model_dump(mode="json"), out.name.removesuffix(artifact.PARTIAL))
+    return Record(out, cfg.runtime.log_every, tracker)
+
+
+def _introduce(cfg: Config, place: Place, model: Any, order: Order) -> None:
+    facts = place.facts()
+    millions = encoders.count_parameters(model) / 1e6
+    tokens = cfg.train.steps * cfg.train.slots_per_step * cfg.train.slot_tokens
+    print(
+        f"pretrain: {facts['world_size']} process(es) x {facts['threads']} thread(s), {facts['device']}, "
+        f"{facts['precision']}, {attention.NAME} | {model.config.model_type} {millions:.1f} M parameters | "
+        f"{cfg.train.steps} steps x {cfg.train.slots_per_step} slots x {cfg.train.slot_tokens} tokens = "
+        f"{tokens / 1e6:.1f} M tokens, {order.steps_in(0)} steps an epoch",
+        flush=True,
+    )
+
+
+SAMPLERS: dict[str, Callable[[Config, Order, TokenShards], StepSource]] = {"masked": _masked}

@@ -1,0 +1,160 @@
+"""The record of a run.
+
+    metrics.jsonl   what the recipe determines: a line a step and a line an evaluation; the same after any resume
+    speed.jsonl     what the machine determines: tokens/s, share of time waiting for data, memory, seconds
+
+Files are the record; trackers (wandb) are copies, best effort, and never ask for anything.
+"""
+
+from __future__ import annotations
+
+import json
+import netrc
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+
+class Record:
+    """The files of one run, written by its main process only; a no-op elsewhere (`folder` None)."""
+
+    def __init__(self, folder: Path | None, log_every: int = 10, tracker: Any = None):
+        self.folder, self.log_every, self.tracker = folder, log_every, tracker
+        self.files = {}
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.files = {name: (folder / f"{name}.jsonl").open("a", encoding="utf-8") for name in ("metrics", "speed")}
+
+    def write(self, name: str, line: dict[str, Any]) -> None:
+        """Append a line to `metrics` or `speed`; trackers get every `log_every`th step and every evaluation."""
+        if name not in self.files:
+            return
+        self.files[name].write(json.dumps(line) + "\n")
+        if self.tracker is not None and (name == "speed" or "loss" not in line or line["step"] % self.log_every == 0):
+            self.tracker.log(line)
+
+    def positions(self) -> dict[str, int]:
+        """Bytes written so far, after flushing them to the disk: where a checkpoint's record ends."""
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return {name: file.tell() for name, file in self.files.items()}
+
+    def rewind(self, positions: dict[str, int]) -> None:
+        """Cut the files back to `positions`, forgetting what came after a checkpoint."""
+        for name, file in self.files.items():
+            file.truncate(positions.get(name, 0))
+            file.seek(0, os.SEEK_END)
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.positions()
+        for file in self.files.values():
+            file.close()
+        if self.tracker is not None:
+            self.tracker.finish()
+
+
+class Speed:
+    """Tokens/s, waiting for data and time left, between two readings and over the run."""
+
+    def __init__(self, seconds_before: float = 0.0):
+        self.before, self.started = seconds_before, time.monotonic()
+        self.last, self.tokens, self.waited = self.started, 0, 0.0
+        self.all_tokens = 0
+
+    def add(self, tokens: int, waited: float) -> None:
+        """Count a step's real tokens and the seconds it waited for data."""
+        self.tokens += tokens
+        self.all_tokens += tokens
+        self.waited += waited
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, earlier sittings of the same run counted in."""
+        return self.before + time.monotonic() - self.started
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over this sitting."""
+        return self.all_tokens / max(1e-9, time.monotonic() - self.started)
+
+    def read(self) -> dict[str, float]:
+        """Figures since the last reading."""
+        now = time.monotonic()
+        passed = max(1e-9, now - self.last)
+        figures = {
+            "seconds": round(self.seconds, 3),
+            "tokens_per_second": round(self.tokens / passed, 1),
+            "data_wait_share": round(self.waited / passed, 4),
+            "memory_bytes": _memory(),
+        }
+        self.last, self.tokens, self.waited = now, 0, 0.0
+        return figures
+
+
+def _memory() -> int:
+    """Peak memory in bytes: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+class Wandb:
+    """Weights & Biases, offline without a key; a failure is said once and ends only its own record."""
+
+    def __init__(self, project: str, folder: Path, config: dict[str, Any], name: str):
+        self.run: Any = None
+        try:
+            import wandb
+
+            online = _has_wandb_key()
+            self.run = wandb.init(
+                project=project,
+                name=name,
+                dir=str(folder),
+                config=config,
+                mode="online" if online else "offline",
+                settings=wandb.Settings(silent=True, init_timeout=30, x_disable_stats=True),
+            )
+            if not online:
+                print(f"wandb: no key, so offline; upload later with: wandb sync {Path(self.run.dir).parent}")
+        except Exception as error:  # whatever a tracker does, the run goes on
+            print(f"wandb: not recording ({error})", file=sys.stderr)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Send one line of the record."""
+        try:
+            if self.run is not None:
+                self.run.log({k: v for k, v in line.items() if k != "step"}, step=line["step"])
+        except Exception as error:  # as above
+            print(f"wandb: stopped recording ({error})", file=sys.stderr)
+            self.run = None
+
+    def finish(self) -> None:
+        """Close the record."""
+        try:
+            if self.run is not None:
+                self.run.finish()
+        except Exception as error:  # as above
+            print(f"wandb: not closed well ({error})", file=sys.stderr)
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"] == "online"
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, netrc.NetrcParseError):
+        return False
