@@ -34,7 +34,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import transformers
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.nn.parallel import DistributedDataParallel
 
 SLOTS = 4
 WORLDS = (1, 2, 4)
@@ -91,19 +91,21 @@ def backward(module: nn.Module, setup: Setup, slot: int, precision: str, scale: 
     (loss * scale / (SLOTS * len(index))).backward()
 
 
-def take_gradient(module: nn.Module) -> torch.Tensor:
-    """Every gradient in one vector [P], fp32; the module's own are dropped."""
-    flat = torch.cat([p.grad.flatten() for p in module.parameters()])
+def take_gradient(module: nn.Module, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Every gradient in one fp32 vector [P], written to `out` if given; the module's own are dropped."""
+    flat = torch.cat([p.grad.flatten() for p in module.parameters()], out=out)
     module.zero_grad(set_to_none=True)
     return flat
 
 
-def tree_sum(vectors: list[torch.Tensor]) -> torch.Tensor:
-    """Neighbours are added in pairs until one is left: the order depends on the number of vectors alone."""
-    while len(vectors) > 1:
-        pairs = [left + right for left, right in zip(vectors[::2], vectors[1::2], strict=False)]
-        vectors = pairs + vectors[len(pairs) * 2 :]
-    return vectors[0]
+def tree_sum_(rows: torch.Tensor) -> torch.Tensor:
+    """Add up the rows of [N, P] in place, neighbours in pairs: the order depends on N alone. Returns the first row."""
+    stride = 1
+    while stride < len(rows):
+        for left in range(0, len(rows) - stride, 2 * stride):
+            rows[left] += rows[left + stride]
+        stride *= 2
+    return rows[0]
 
 
 def digest(vector: torch.Tensor) -> str:
@@ -116,108 +118,123 @@ def own_slots(rank: int, world: int) -> range:
     return range(rank * share, (rank + 1) * share)
 
 
-def gather(vector: torch.Tensor, world: int) -> list[torch.Tensor]:
-    """Every rank's `vector`, in rank order."""
-    out = [torch.empty_like(vector) for _ in range(world)]
-    dist.all_gather(out, vector)
-    return out
+# The reductions: each leaves the gradient of the whole batch in `.grad` on every rank.
 
 
-# The three reductions: each leaves the gradient of the whole batch in `.grad` on every rank.
+class Fast:
+    """DDP, silent on all slots of a rank but its last."""
+
+    def __init__(self, ddp: DistributedDataParallel, setup: Setup, rank: int, world: int):
+        self.ddp, self.setup, self.slots, self.world = ddp, setup, own_slots(rank, world), world
+
+    def __call__(self, precision: str) -> None:
+        for slot in self.slots:
+            with contextlib.nullcontext() if slot == self.slots[-1] else self.ddp.no_sync():
+                backward(self.ddp, self.setup, slot, precision, scale=self.world)  # DDP divides by the world
 
 
-def reduce_fast(ddp: DDP, setup: Setup, precision: str, rank: int, world: int) -> None:
-    slots = own_slots(rank, world)
-    for slot in slots:
-        with contextlib.nullcontext() if slot == slots[-1] else ddp.no_sync():
-            backward(ddp, setup, slot, precision, scale=world)  # DDP divides by the world
+class Exact:
+    """Every slot's gradient gathered, then the fixed tree. Holds (slots + own slots) x P numbers."""
+
+    subtree = False
+
+    def __init__(self, ddp: DistributedDataParallel, setup: Setup, rank: int, world: int):
+        self.module, self.setup, self.slots, self.world = ddp.module, setup, own_slots(rank, world), world
+        self.sizes = [p.numel() for p in self.module.parameters()]
+        self.own = torch.empty(len(self.slots), sum(self.sizes))
+        self.all = torch.empty(world if self.subtree else SLOTS, sum(self.sizes))
+
+    def __call__(self, precision: str) -> None:
+        for row, slot in zip(self.own, self.slots, strict=True):
+            backward(self.module, self.setup, slot, precision, scale=1.0)
+            take_gradient(self.module, out=row)
+        sent = tree_sum_(self.own) if self.subtree else self.own
+        if self.world > 1:
+            dist.all_gather(list(self.all.view(self.world, *sent.shape)), sent)
+        else:
+            self.all.view(1, *sent.shape)[0] = sent
+        total = tree_sum_(self.all)
+        for parameter, gradient in zip(self.module.parameters(), total.split(self.sizes), strict=True):
+            parameter.grad = gradient.view_as(parameter)
 
 
-def reduce_exact(ddp: DDP, setup: Setup, precision: str, rank: int, world: int, subtree: bool = False) -> None:
-    module, own = ddp.module, []
-    for slot in own_slots(rank, world):
-        backward(module, setup, slot, precision, scale=1.0)
-        own.append(take_gradient(module))
-    if subtree:
-        total = tree_sum(gather(tree_sum(own), world))
-    else:
-        gathered = gather(torch.stack(own), world)
-        total = tree_sum([vector for share in gathered for vector in share])
-    sizes = [p.numel() for p in module.parameters()]
-    for parameter, gradient in zip(module.parameters(), total.split(sizes), strict=True):
-        parameter.grad = gradient.view_as(parameter)
+class ExactSubtree(Exact):
+    """The same sum with a rank's own slots added before they travel. Holds (world + own slots) x P numbers."""
+
+    subtree = True
 
 
-def reduce_exact_subtree(ddp: DDP, setup: Setup, precision: str, rank: int, world: int) -> None:
-    reduce_exact(ddp, setup, precision, rank, world, subtree=True)
-
-
-REDUCTIONS: dict[str, Callable[[DDP, Setup, str, int, int], None]] = {
-    "fast": reduce_fast,
-    "exact": reduce_exact,
-    "exact_subtree": reduce_exact_subtree,
-}
+REDUCTIONS = {"fast": Fast, "exact": Exact, "exact_subtree": ExactSubtree}
 
 
 # S0
 
 
 def sum_every_way(rank: int, world: int) -> dict[str, Any]:
-    """The same batch gradient by every reduction: digests, and distance from the fixed tree."""
+    """Digests of the same batch's gradient by every reduction, and the distance of DDP's from the fixed tree."""
     found: dict[str, Any] = {}
     for precision in PRECISIONS:
         module = MaskedLM(SMALL)
-        row: dict[str, Any] = {"ddp": {}}
-        local = []
-        for slot in own_slots(rank, world):
+        exact = {}
+        for name, reduction in (("exact", Exact), ("exact_subtree", ExactSubtree)):
+            reduction(DistributedDataParallel(module), SMALL, rank, world)(precision)
+            tree = take_gradient(module)
+            exact[name] = digest(tree)
+
+        rows = torch.empty(len(own_slots(rank, world)), tree.numel())
+        for row, slot in zip(rows, own_slots(rank, world), strict=True):
             backward(module, SMALL, slot, precision, scale=1.0)
-            local.append(take_gradient(module))
-        tree = tree_sum([vector for share in gather(torch.stack(local), world) for vector in share])
-        row["tree"] = digest(tree)
-        reduced = []
+            take_gradient(module, out=row)
+        share = tree_sum_(rows)
+        repeats = []
         for _ in range(50):
-            vector = tree_sum(local).clone()
+            vector = share.clone()
             dist.all_reduce(vector)
-            reduced.append(digest(vector))
-        row["all_reduce"] = sorted(set(reduced))
-        row["all_reduce_distance"] = distance(vector, tree)
+            repeats.append(digest(vector))
+
+        layouts = {}
         for cap in BUCKET_CAPS_MB:
-            ddp = DDP(module, bucket_cap_mb=cap)  # type: ignore[arg-type]
-            steps = []
+            fast = Fast(DistributedDataParallel(module, bucket_cap_mb=cap), SMALL, rank, world)  # type: ignore[arg-type]
+            layouts[cap] = []
             for _ in range(3):  # DDP rebuilds its buckets after the first
-                reduce_fast(ddp, SMALL, precision, rank, world)
+                fast(precision)
                 vector = take_gradient(module)
-                steps.append(digest(vector))
-            row["ddp"][str(cap)] = {"steps": steps, "distance": distance(vector, tree)}
-        found[precision] = row
+                layouts[cap].append(digest(vector))
+        distance = ((vector - tree).abs().max() / tree.abs().max()).item()
+        found[precision] = {"exact": exact, "all_reduce": repeats, "ddp": layouts, "distance": distance}
     return found
 
 
-def distance(vector: torch.Tensor, reference: torch.Tensor) -> float:
-    """Largest difference relative to the largest entry."""
-    return ((vector - reference).abs().max() / reference.abs().max()).item()
-
-
 def answer_s0() -> dict[str, Any]:
-    runs = {world: [start(world, sum_every_way) for _ in range(2)] for world in WORLDS}
+    print(f"\nS0  distinct results (1: bitwise stable), {SMALL.name}, {SLOTS} slots; two runs of fresh processes")
+    print("             world  fixed tree  all_reduce       is the  DDP: run  first step  bucket    from the")
+    print("                    both ways   of rank's trees  tree    to run    or later    layouts   tree, relative")
+    every = {world: [rank for _ in range(2) for rank in start(world, sum_every_way)] for world in WORLDS}
     answer: dict[str, Any] = {}
-    print(f"\nS0  {SMALL.name}, {SLOTS} slots, two runs of fresh processes, every rank")
     for precision in PRECISIONS:
-        every = {world: [rank[precision] for run in runs[world] for rank in run] for world in WORLDS}
-        trees = {row["tree"] for rows in every.values() for row in rows}
-        print(f"  {precision}: fixed tree: {len(trees)} distinct result(s) in worlds {WORLDS}")
-        answer[precision] = {"distinct_tree_results_over_worlds": len(trees), "worlds": {}}
-        for world, rows in every.items():
-            layouts = {cap: {h for row in rows for h in row["ddp"][cap]["steps"]} for cap in rows[0]["ddp"]}
+        trees = {digest for rows in every.values() for row in rows for digest in row[precision]["exact"].values()}
+        answer[precision] = {"fixed_tree_over_worlds": len(trees)}
+        for world, ranks in every.items():
+            rows = [rank[precision] for rank in ranks]
+            reduced = {digest for row in rows for digest in row["all_reduce"]}
             facts = {
-                "distinct_all_reduce": len({h for row in rows for h in row["all_reduce"]}),
-                "all_reduce_distance_from_tree": max(row["all_reduce_distance"] for row in rows),
-                "distinct_within_a_layout": max(len(hashes) for hashes in layouts.values()),
-                "distinct_over_layouts": len(set.union(*layouts.values())),
-                "ddp_distance_from_tree": max(d["distance"] for row in rows for d in row["ddp"].values()),
+                "fixed_tree": len({digest for row in rows for digest in row["exact"].values()}),
+                "all_reduce": len(reduced),
+                "all_reduce_is_tree": reduced == trees,
+                "ddp_run_to_run": max(
+                    len({row["ddp"][cap][step] for row in rows}) for cap in BUCKET_CAPS_MB for step in range(3)
+                ),
+                "ddp_steps": max(len(set(rows[0]["ddp"][cap])) for cap in BUCKET_CAPS_MB),
+                "ddp_layouts": len({rows[0]["ddp"][cap][-1] for cap in BUCKET_CAPS_MB}),
+                "ddp_distance": max(row["distance"] for row in rows),
             }
-            answer[precision]["worlds"][world] = facts
-            print(f"    world {world}: " + ", ".join(f"{k} {v:.2g}" for k, v in facts.items()))
+            answer[precision][f"world {world}"] = facts
+            tree, reduce, same, runs, steps, layouts, distance = facts.values()
+            print(
+                f"       {precision}  {world:5}  {tree:<12}{reduce:<17}{'yes' if same else 'no':8}{runs:<10}"
+                f"{steps:<12}{layouts:<10}{distance:.1e}"
+            )
+        print(f"       {precision}  fixed tree over all worlds: {len(trees)}")
     return answer
 
 
@@ -262,14 +279,15 @@ def count_equal(reference: list[str], others: list[list[str]]) -> tuple[int, int
 def time_reductions(rank: int, world: int, setup: Setup, steps: int) -> dict[str, list[float]]:
     """Seconds of each whole step (optimizer included), the reductions taking turns."""
     module = MaskedLM(setup)
-    ddp = DDP(module)
+    ddp = DistributedDataParallel(module)
+    reductions = {name: make(ddp, setup, rank, world) for name, make in REDUCTIONS.items()}
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
     seconds: dict[str, list[float]] = {name: [] for name in REDUCTIONS}
     for step in range(steps + 1):
-        for name, reduction in REDUCTIONS.items():
+        for name, reduce in reductions.items():
             dist.barrier()
             started = time.perf_counter()
-            reduction(ddp, setup, "bf16", rank, world)
+            reduce("bf16")
             optimizer.step()
             dist.barrier()
             if step:  # the first warms up
@@ -281,7 +299,7 @@ def time_reductions(rank: int, world: int, setup: Setup, steps: int) -> dict[str
 def answer_s2() -> list[dict[str, Any]]:
     answer = []
     print("\nS2  milliseconds a step in bf16, median [quartiles]; price: median over steps of exact / fast - 1")
-    for setup, steps in ((SMALL, 60), (MINI, 8)):
+    for setup, steps in ((SMALL, 40), (MINI, 6)):
         print(f"  {setup.name}, {SLOTS} slots a step")
         for world in WORLDS:
             seconds = start(world, time_reductions, setup, steps)[0]
@@ -317,7 +335,7 @@ def _join_and_run(rank: int, world: int, store: str, queue: Any, job: Callable, 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     queue.put((rank, job(rank, world, *args)))
-    dist.barrier()
+    dist.barrier()  # without it, a rank that leaves early can abort another
     dist.destroy_process_group()
 
 

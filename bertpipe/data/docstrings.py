@@ -34,6 +34,9 @@ class SourceFile(NamedTuple):
     path: Path
     bytes: int
 
+    def __str__(self) -> str:
+        return self.name
+
 
 class Docstring(NamedTuple):
     """One docstring: package and file (as in SourceFile) and its text, cleaned of the code's indentation."""
@@ -46,9 +49,7 @@ class Docstring(NamedTuple):
 def list_files() -> list[SourceFile]:
     """Every .py file that is read, sorted by name; a stat each, well under a second."""
     paths = sysconfig.get_paths()
-    files = [
-        SourceFile(STDLIB, f"{STDLIB}/{name}", path, size) for name, path, size in _walk(Path(paths["stdlib"]))
-    ]
+    files = [SourceFile(STDLIB, f"{STDLIB}/{name}", path, size) for name, path, size in _walk(Path(paths["stdlib"]))]
     for root in sorted({paths["purelib"], paths["platlib"]}):
         for name, path, size in _walk(Path(root)):
             package = name.split("/", 1)[0].removesuffix(".py")
@@ -101,7 +102,7 @@ def read_docstrings(packages: Iterable[str] | None = None) -> Iterator[Docstring
 def parse_file(path: Path) -> list[str] | None:
     """The docstrings of one file, in the order they stand there; None when it can't be read or parsed."""
     enabled = gc.isenabled()
-    gc.disable()  # a syntax tree is many small objects without cycles: collecting meanwhile costs a third of the time
+    gc.disable()  # a syntax tree is many small objects without cycles: collecting meanwhile costs 10 to 20 % of the time
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "invalid escape sequence" in other people's code

@@ -53,7 +53,7 @@ class Bad(NamedTuple):
     records: int = 1
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """The compressed or parquet data end early or are corrupt; the text says where."""
 
 
@@ -63,7 +63,7 @@ def record_limit(config: CorpusConfig) -> int:
 
 
 def read_file(path: Path, config: CorpusConfig) -> Iterator[Document | Bad]:
-    """Documents and bad records of one file, in order. Raises DataError for a name that isn't read (see `split_name`)."""
+    """Documents and bad records of one file, in order. Raises DataError for a name that `split_name` refuses."""
     form, codec = split_name(path)
     try:
         with path.open("rb") as file:
@@ -119,13 +119,13 @@ def _gunzip(file: IO[bytes]) -> Iterator[bytes]:
             try:
                 piece = decoder.decompress(data, CHUNK)
             except zlib.error as error:
-                raise _Damaged(f"gzip data corrupt before byte {file.tell()} ({error})") from None
+                raise _DamagedError(f"gzip data corrupt before byte {file.tell()} ({error})") from None
             data = decoder.unconsumed_tail
             if decoder.eof:
                 data, decoder = decoder.unused_data, None
             yield piece
     if decoder is not None:
-        raise _Damaged(f"gzip data end early, at byte {file.tell()}")
+        raise _DamagedError(f"gzip data end early, at byte {file.tell()}")
 
 
 def _unzstd(file: IO[bytes]) -> Iterator[bytes]:
@@ -141,13 +141,15 @@ def _unzstd(file: IO[bytes]) -> Iterator[bytes]:
             try:
                 piece = decoder.decompress(data)
             except zstandard.ZstdError as error:
-                raise _Damaged(f"zstd data corrupt or over the limits before byte {file.tell()} ({error})") from None
+                raise _DamagedError(
+                    f"zstd data corrupt or over the limits before byte {file.tell()} ({error})"
+                ) from None
             data = b""
             if decoder.eof:
                 data, decoder = decoder.unused_data, None
             yield piece
     if decoder is not None or not begun:
-        raise _Damaged(f"zstd data end early, at byte {file.tell()}")
+        raise _DamagedError(f"zstd data end early, at byte {file.tell()}")
 
 
 CODECS: dict[str, Callable[[IO[bytes]], Iterator[bytes]]] = {"": _plain, "gz": _gunzip, "zst": _unzstd}
@@ -205,7 +207,7 @@ def _decoded_lines(
                 yield Bad(f"{path}: line {line.number}: {wrong}{within}; {_MEND}")
             else:
                 yield line._replace(offset=line.offset + skip), text
-    except _Damaged as error:
+    except _DamagedError as error:
         yield Bad(f"{path}: {error}; get the file again")
 
 
@@ -238,7 +240,7 @@ def _read_txt(path: Path, file: IO[bytes], codec: Callable, config: CorpusConfig
                     "set corpus.txt_documents: line"
                 )
                 return
-    except _Damaged as error:
+    except _DamagedError as error:
         yield Bad(f"{path}: {error}; get the file again")
         return
     skip = len(BOM) if whole.startswith(BOM) else 0
@@ -310,7 +312,7 @@ def _read_parquet(path: Path, file: IO[bytes], codec: Callable, config: CorpusCo
             # Buffered column reads keep one page in memory instead of a whole column of the row group.
             table = pq.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False, page_checksum_verification=True)
             wrong = _wrong_column(table.schema_arrow, config.text_key)
-        except _Damaged as error:
+        except _DamagedError as error:
             wrong = f"{error}; get the file again"
         except (pa.ArrowException, OSError, ValueError) as error:
             wrong = f"not readable as parquet ({_first_line(error)}); get the file again"

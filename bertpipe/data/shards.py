@@ -46,7 +46,9 @@ class TokenShards:
             self.all_special_ids: list[int] = list(index["all_special_ids"])
             self.dtype = np.dtype(index["dtype"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{self.folder / INDEX}: {error!r} missing or malformed; rerun `bertpipe shards`") from None
+            raise ArtifactError(
+                f"{self.folder / INDEX}: {error!r} missing or malformed; rerun `bertpipe shards`"
+            ) from None
         self.num_shards = len(shards)
         self.num_tokens = sum(tokens for tokens, _, _ in shards)
         self.num_documents = sum(documents for _, documents, _ in shards)

@@ -74,12 +74,15 @@ def list_units(config: CorpusConfig) -> list[Unit]:
     units = []
     for index, spec in enumerate(list_specs(config)):
         gathered: list[Part] = []
+        size = 0
         for part in source_of(spec).parts(spec, config):
-            if gathered and (part.bytes == 0 or sum(p.bytes for p in gathered) + part.bytes > UNIT_BYTES):
+            if gathered and (part.bytes == 0 or size + part.bytes > UNIT_BYTES):
                 units.append(Unit(index, spec, tuple(gathered)))
-                gathered = []
+                gathered, size = [], 0
             gathered.append(part)
-        units.append(Unit(index, spec, tuple(gathered)))
+            size += part.bytes
+        if gathered:
+            units.append(Unit(index, spec, tuple(gathered)))
     return units
 
 
@@ -90,7 +93,7 @@ def list_files(spec: str) -> list[Path]:
     """Files that a glob matches, sorted. DataError when there is none, or one of a kind that isn't read."""
     # A file whose name holds glob characters is meant literally when it is there.
     pattern = str(Path(spec).expanduser())
-    matches = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+    matches = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207 (absolute too)
     paths = [Path(match) for match in sorted(matches) if not Path(match).is_dir()]
     if not paths:
         endings = ", ".join(FORMATS)
@@ -98,7 +101,9 @@ def list_files(spec: str) -> list[Path]:
         raise DataError(f"corpus.sources: {spec!r} {what}; give {_CHOICES}, such as '{spec}/*.txt' ({endings})")
     for path in paths:
         if not path.is_file():
-            raise DataError(f"{path}: not a regular file (a pipe, a device or a dangling link); leave it out of {spec!r}")
+            raise DataError(
+                f"{path}: not a regular file (a pipe, a device or a dangling link); leave it out of {spec!r}"
+            )
         split_name(path)
     return paths
 
@@ -122,13 +127,13 @@ def _docs_parts(spec: str, config: CorpusConfig) -> list[Part]:
 def _read_docs(file: docstrings.SourceFile, config: CorpusConfig) -> Iterator[Document | Bad]:
     texts = docstrings.parse_file(file.path)
     if texts is None:
-        yield Bad(f"{file.path}: not Python that this version parses")
+        yield Bad(f"{file.name}: not Python that this version parses")
         return
     for number, text in enumerate(texts):
         try:
             text.encode()
         except UnicodeEncodeError:
-            yield Bad(f"{file.path}: docstring {number}: half a character (lone surrogate)")
+            yield Bad(f"{file.name}: docstring {number}: half a character (lone surrogate)")
         else:
             yield Document(text, file.name, group=file.name)
 
@@ -141,17 +146,17 @@ def _identify_docs(spec: str, cache: Path | None) -> dict:
 
 
 class HubShard(NamedTuple):
-    """Shard `index` of `num_shards` of a data set's stream."""
+    """Shard `number` of `num_shards` of a data set's stream."""
 
     name: str
     config: str | None
     split: str
     revision: str | None
-    index: int
+    number: int
     num_shards: int
 
     def __str__(self) -> str:
-        return f"hub:{self.name} ({self.split}, shard {self.index} of {self.num_shards})"
+        return f"hub:{self.name} ({self.split}, shard {self.number} of {self.num_shards})"
 
 
 def parse_hub(spec: str) -> tuple[str, str | None, str, str | None]:
@@ -160,7 +165,7 @@ def parse_hub(spec: str) -> tuple[str, str | None, str, str | None]:
     name, _, revision = name.partition("@")
     if not name or len(rest) > 2:
         raise DataError(f"corpus.sources: {spec!r} is not hub:NAME[@REVISION][:CONFIG[:SPLIT]]")
-    config, split = (rest + ["", ""])[:2]
+    config, split = [*rest, "", ""][:2]
     return name, config or None, split or "train", revision or None
 
 
@@ -192,7 +197,7 @@ def _hub_parts(spec: str, config: CorpusConfig) -> list[Part]:
     name, subset, split, revision = parse_hub(spec)
     revision = _resolve_revision(name, revision)
     num_shards = _stream(name, subset, split, revision).num_shards
-    return [Part(HubShard(name, subset, split, revision, index, num_shards), 0) for index in range(num_shards)]
+    return [Part(HubShard(name, subset, split, revision, number, num_shards), 0) for number in range(num_shards)]
 
 
 def _read_hub(shard: HubShard, config: CorpusConfig) -> Iterator[Document | Bad]:
@@ -202,7 +207,7 @@ def _read_hub(shard: HubShard, config: CorpusConfig) -> Iterator[Document | Bad]
     stream = _stream(shard.name, shard.config, shard.split, shard.revision)
     key = config.text_key
     if shard.num_shards > 1:
-        stream = stream.shard(num_shards=shard.num_shards, index=shard.index)
+        stream = stream.shard(num_shards=shard.num_shards, index=shard.number)
     try:
         for row, record in enumerate(stream):
             text = record.get(key)
@@ -218,7 +223,12 @@ def _read_hub(shard: HubShard, config: CorpusConfig) -> Iterator[Document | Bad]
 
 def _identify_hub(spec: str, cache: Path | None) -> dict:
     name, subset, split, revision = parse_hub(spec)
-    identity = {"hub": name, "config": subset, "split": split, "revision": _resolve_revision(name, revision)}
+    identity: dict[str, Any] = {
+        "hub": name,
+        "config": subset,
+        "split": split,
+        "revision": _resolve_revision(name, revision),
+    }
     if Path(name).is_dir():  # a data set in a local folder
         identity["files"] = identify_files((path for path in sorted(Path(name).rglob("*")) if path.is_file()), cache)
     return identity

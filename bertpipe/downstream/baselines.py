@@ -29,7 +29,10 @@ def tfidf(splits: dict[str, Split], seed: int = 0) -> np.ndarray:
     from sklearn.linear_model import LogisticRegression
 
     train, validation = splits["train"], splits["validation"]
-    assert train.label_names is not None, "classification only"
+    assert train.label_names is not None and train.labels is not None, "classification only"
+    written = any(character.isalnum() for texts in train.texts for text in texts for character in text)
+    if np.unique(train.labels).size == 1 or not written:
+        return majority(splits, seed)  # nothing to tell apart, or nothing to tell it by
     # Every run of letters or digits is a word, down to one character, so that no example set has an empty vocabulary
     # merely because its words are short.
     vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")

@@ -72,12 +72,15 @@ def pretraining(folder: Path, counts: dict[str, Any]) -> dict[str, Any]:
     if is_number(loss) and is_number(floor):
         figures["gap"] = floor - loss
     train = [row for row in metrics if "loss" in row]
+    if train and is_number(train[-1].get("tokens")):
+        figures.setdefault("tokens", train[-1]["tokens"])
     fills = [row["fill"] for row in train if is_number(row.get("fill"))]
     if fills:
         figures["fill"] = statistics.fmean(fills)
     config = read_json(folder / "model" / "config.json")
     shape = {
         "architecture": (config.get("architectures") or [config.get("model_type", "model")])[0],
+        "model_type": config.get("model_type"),
         "num_layers": config.get("num_hidden_layers"),
         "hidden_size": config.get("hidden_size"),
         "num_heads": config.get("num_attention_heads"),
@@ -132,7 +135,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ArtifactError(f"{path}: not readable as JSON ({error}); delete the artifact and rerun its stage") from None
+        raise ArtifactError(
+            f"{path}: not readable as JSON ({error}); delete the artifact and rerun its stage"
+        ) from None
     return value if isinstance(value, dict) else {}
 
 

@@ -10,6 +10,7 @@ for the base class: import it where it is used.
 from __future__ import annotations
 
 import math
+import operator
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -25,7 +26,12 @@ _NUMBERS = {"predictions": Value("float64"), "references": Value("float64")}
 
 
 def _info(description: str, features: dict[str, Value]) -> evaluate.MetricInfo:
-    return evaluate.MetricInfo(description=description, citation="", features=Features(features), format="numpy")
+    # Without a format `_compute` is given lists; "numpy" would round every number to float32 on the way.
+    return evaluate.MetricInfo(description=description, citation="", features=Features(features))
+
+
+def _accuracy(predictions: list[int], references: list[int]) -> float:
+    return sum(map(operator.eq, predictions, references)) / len(references)
 
 
 class MatthewsCorrelation(evaluate.Metric):
@@ -34,7 +40,7 @@ class MatthewsCorrelation(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return _info("Matthews correlation", _CODES)
 
-    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         from sklearn.metrics import matthews_corrcoef
 
         return {"matthews_correlation": matthews_corrcoef(references, predictions)}
@@ -46,8 +52,8 @@ class Accuracy(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return _info("Share of the examples that are right", _CODES)
 
-    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-        return {"accuracy": np.mean(predictions == references)}
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {"accuracy": _accuracy(predictions, references)}
 
 
 class AccuracyAndF1(evaluate.Metric):
@@ -56,11 +62,11 @@ class AccuracyAndF1(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return _info("Accuracy and F1 of the positive class", _CODES)
 
-    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         from sklearn.metrics import f1_score
 
         f1 = f1_score(references, predictions, pos_label=1, average="binary", zero_division=0.0)
-        return {"accuracy": np.mean(predictions == references), "f1": f1}
+        return {"accuracy": _accuracy(predictions, references), "f1": f1}
 
 
 class AccuracyAndMacroF1(evaluate.Metric):
@@ -69,11 +75,11 @@ class AccuracyAndMacroF1(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return _info("Accuracy and macro-averaged F1", _CODES)
 
-    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         from sklearn.metrics import f1_score
 
         macro = f1_score(references, predictions, average="macro", zero_division=0.0)
-        return {"accuracy": np.mean(predictions == references), "macro_f1": macro}
+        return {"accuracy": _accuracy(predictions, references), "macro_f1": macro}
 
 
 class PearsonAndSpearman(evaluate.Metric):
@@ -82,15 +88,14 @@ class PearsonAndSpearman(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return _info("Pearson and Spearman correlation", _NUMBERS)
 
-    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
         from scipy.stats import pearsonr, spearmanr
 
-        if np.ptp(predictions) == 0 or np.ptp(references) == 0:
+        if len(set(predictions)) == 1 or len(set(references)) == 1:
             return {"pearson": 0.0, "spearman": 0.0, "combined": 0.0}
-        with warnings.catch_warnings():  # nearly constant predictions: the value is defined, if imprecise
-            warnings.simplefilter("ignore")
-            pearson = float(pearsonr(predictions, references).statistic)
-            spearman = float(spearmanr(predictions, references).statistic)
+        # pearsonr gives nan where the numbers lie too close together, or too far apart, for float64
+        pearson = float(np.nan_to_num(pearsonr(predictions, references).statistic))
+        spearman = float(spearmanr(predictions, references).statistic)
         return {"pearson": pearson, "spearman": spearman, "combined": (pearson + spearman) / 2}
 
 
@@ -112,7 +117,11 @@ def compute(
     # shares, under a lock. Here they stay in memory, and the folder it makes anyway is gone with the block.
     with tempfile.TemporaryDirectory(prefix="bertpipe-metric-") as folder:
         module = METRICS[metric](cache_dir=folder, keep_in_memory=True, seed=0)
-        scores = module.compute(predictions=predictions, references=references)
+        if module.features["predictions"].dtype == "int64":  # it would round numbers down without a word
+            assert np.asarray(predictions).dtype.kind in "iu", f"{metric} scores codes, not numbers"
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # of constant answers, for which the classes above define the score
+            scores = module.compute(predictions=predictions, references=references)
     assert scores is not None
     result = {name: float(value) for name, value in scores.items()}
     assert all(map(math.isfinite, result.values())), f"{metric}: {result}"

@@ -207,12 +207,17 @@ FILTERS: dict[str, Callable[..., str]] = {
 
 CARDS: tuple[tuple[str, str, Callable[..., str], str], ...] = (
     ("eval_loss", "Hold-out loss", lambda value: fixed(value, 3), "nats per predicted token"),
-    ("eval_unigram_cross_entropy", "Unigram cross-entropy", lambda value: fixed(value, 3), "nats, word frequencies alone"),
+    (
+        "eval_unigram_cross_entropy",
+        "Unigram cross-entropy",
+        lambda value: fixed(value, 3),
+        "nats, word frequencies alone",
+    ),
     ("gap", "Loss below unigram", lambda value: fixed(value, 3), "nats"),
     ("eval_perplexity", "Perplexity", lambda value: fixed(value, 1), "hold-out"),
     ("eval_accuracy", "Masked accuracy", percent, "of hidden tokens right"),
     ("tokens", "Tokens seen", compact, "padding not counted"),
-    ("tokens_per_second", "Throughput", integer, "tokens/s, median"),
+    ("tokens_per_second", "Throughput", integer, "tokens/s"),
     ("parameters", "Parameters", compact, ""),
     ("train_seconds", "Training time", duration, "wall clock"),
     ("memory_bytes", "Peak memory", byte_size, "of a training process"),

@@ -77,13 +77,9 @@ def get(name: str) -> Task:
     return TASKS[name]
 
 
-def available(data: str | None) -> list[str]:
-    """Tasks that can be loaded without a network: those with a train.parquet in the folder `data`, and `docs`."""
-    return [
-        name
-        for name, task in TASKS.items()
-        if task.source == "docs" or (data is not None and (Path(data) / name / "train.parquet").is_file())
-    ]
+def available(data: str) -> list[str]:
+    """Tasks that the folder `data` holds: those with a train.parquet."""
+    return [name for name in TASKS if (Path(data) / name / "train.parquet").is_file()]
 
 
 def load(name: str, data: str | None = None) -> dict[str, Split]:
@@ -108,10 +104,9 @@ def _paths(task: Task, data: str) -> dict[str, Path]:
     """The parquet file of each split that is there; DataError if train or validation is not."""
     folder = Path(data) / task.name
     if not folder.is_dir():
-        here = ", ".join(name for name in available(data) if TASKS[name].source == "glue") or "none"
         raise DataError(
             f"{folder}: no such folder; finetune.data needs <task>/{{train,validation,test}}.parquet "
-            f"(tasks found in {data}: {here})"
+            f"(tasks found in {data}: {', '.join(available(data)) or 'none'})"
         )
     paths = {split: folder / f"{split}.parquet" for split in SPLITS}
     for split in ("train", "validation"):
@@ -209,10 +204,24 @@ def _strings(table: pa.Table, column: str, where: str) -> list[str]:
     kind = table.schema.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataError(f"{where}: column {column!r} holds {kind}, not text")
-    values = table[column].to_pylist()
+    try:
+        values = table[column].to_pylist()
+    except UnicodeDecodeError:
+        row = next(
+            row for row, value in enumerate(table[column].cast(pa.large_binary())) if not _is_utf8(value.as_py())
+        )
+        raise DataError(f"{where}: row {row}: column {column!r} is not UTF-8; write the file again as UTF-8") from None
     if None in values:
         raise DataError(f"{where}: row {values.index(None)}: column {column!r} is null; remove the row or fill it in")
     return values
+
+
+def _is_utf8(value: bytes | None) -> bool:
+    try:
+        (value or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _labels(table: pa.Table, task: Task, split: str, where: str) -> np.ndarray | None:
@@ -226,7 +235,7 @@ def _labels(table: pa.Table, task: Task, split: str, where: str) -> np.ndarray |
     if not fits:
         wanted = f"the integer codes {_codes(task)}" if classify else "numbers"
         raise DataError(f"{where}: column {task.label!r} holds {kind}, the task {task.name} needs {wanted}")
-    values = column.cast(pa.float64()).fill_null(UNLABELLED).to_numpy()
+    values = column.cast(pa.float64(), safe=False).fill_null(UNLABELLED).to_numpy()
     missing = (values == UNLABELLED) | np.isnan(values)
     if split == "test" and missing.all():
         return None

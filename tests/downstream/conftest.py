@@ -53,11 +53,14 @@ def _corpus(out: Path, counts: dict) -> None:
     total = {
         "documents_in": 1_230,
         "documents_out": 1_200,
+        "train_documents": 1_188,
+        "holdout_documents": 12,
         "skipped": {"duplicate": 21, "too_short": 9},
         "characters": 512_000,
         "bytes": 513_400,
     }
-    _write(out / "ledger.json", {"total": total, "sources": {"numpy": total, HOSTILE: total}})
+    row = {**total, "problems": [f"a.jsonl:7: {HOSTILE}"]}
+    _write(out / "ledger.json", {"total": total, "sources": {f"data/{HOSTILE}*.jsonl": row}})
     counts.update(documents_in=1_230, documents_out=1_200)
 
 
@@ -187,8 +190,18 @@ def _finetune(out: Path, counts: dict) -> None:
     torch.manual_seed(0)
     tasks = {}
     plans = {
-        "docs": ("classification", "accuracy", LABELS, {"model": 0.61, "scratch": 0.47, "majority": 0.17, "tfidf": 0.64}),
-        "cola": ("classification", "matthews_correlation", ["unacceptable", "acceptable"], {"model": 0.21, "scratch": 0.02}),
+        "docs": (
+            "classification",
+            "accuracy",
+            LABELS,
+            {"model": 0.61, "scratch": 0.47, "majority": 0.17, "tfidf": 0.64},
+        ),
+        "cola": (
+            "classification",
+            "matthews_correlation",
+            ["unacceptable", "acceptable"],
+            {"model": 0.21, "scratch": 0.02},
+        ),
         "stsb": ("regression", "pearson_spearman", [], {"model": 0.72, "scratch": 0.14}),
     }
     for name, (kind, metric, labels, levels) in plans.items():

@@ -1,0 +1,50 @@
+"""What several test files need: small real shards, the folder of real data, offline libraries."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import numpy as np
+import pytest
+
+from bertpipe.data.shards import TokenShards, write_index, write_split
+
+VOCAB_SIZE = 200
+SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+
+
+def write_shards(folder: Path, lengths: list[int], shard_tokens: int = 1000, seed: int = 0) -> Path:
+    """Shards with documents of `lengths` tokens; ids follow a simple law, so that there is something to learn."""
+    rng = np.random.default_rng(seed)
+    entries = {}
+    for split, sizes in (("train", lengths), ("holdout", lengths[:20])):
+        documents = []
+        for size in sizes:
+            start, stride = rng.integers(0, 150), rng.integers(1, 4)
+            ids = 5 + (start + stride * np.arange(size)) % (VOCAB_SIZE - 5)
+            documents.append([ids[: size // 2].tolist(), ids[size // 2 :].tolist()])
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        entries[split] = write_split(folder, split, documents, VOCAB_SIZE, shard_tokens)
+    continues = np.zeros(VOCAB_SIZE, bool)
+    continues[100::3] = True
+    write_index(folder, entries, continues, SPECIAL_IDS, list(SPECIAL_IDS.values()))
+    return folder
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Training split of small shards: 300 documents of 1 to 90 tokens in several shards."""
+    lengths = np.random.default_rng(1).integers(1, 90, 300).tolist()
+    return TokenShards(write_shards(tmp_path / "shards", lengths), "train")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data, from BERTPIPE_DATA."""
+    folder = os.environ.get("BERTPIPE_DATA")
+    if not folder:
+        pytest.skip("BERTPIPE_DATA is not set: no real data to test on")
+    return Path(folder)
