@@ -123,7 +123,7 @@ class Pipeline:
         if name not in self._recipes:
             stage = STAGES[name]
             parents = {needed: self.recipe(needed)["fingerprint"] for needed in stage.needs(self.cfg)}
-            recipe = {"stage": name, "version": stage.version, "settings": settings_of(stage, self.cfg)}
+            recipe: dict[str, Any] = {"stage": name, "version": stage.version, "settings": settings_of(stage, self.cfg)}
             recipe |= {"parents": parents, "raw": stage.raw(self.cfg, self.cache)}
             self._recipes[name] = recipe | {"fingerprint": artifact.fingerprint(**recipe)}
         return self._recipes[name]

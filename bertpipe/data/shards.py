@@ -12,19 +12,29 @@ Standard NumPy files: nobody needs bertpipe to read them. Every document and sen
 
 from __future__ import annotations
 
+import collections
+import functools
 import json
+import multiprocessing
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from bertpipe.artifact import write_json
+from bertpipe.artifact import discard, read_manifest, write_json
+from bertpipe.config import Config
+from bertpipe.data.corpus import SPLITS, list_parts
+from bertpipe.data.encoding import Encoder
+from bertpipe.data.engine import map_units
+from bertpipe.data.tokenizer import load, read_special_ids
 from bertpipe.errors import ArtifactError
 
 INDEX = "shards.json"
-SPLITS = ("train", "holdout")
-SPECIAL_NAMES = ("pad", "unk", "cls", "sep", "mask")
+UNITS = "units"
+WORD_STARTS = ("\u0120", "\u2581")
+"""First character of a piece that starts a word, in byte-level and in sentencepiece vocabularies."""
 LARGEST_UINT16_VOCABULARY = 65_535
 
 
@@ -46,9 +56,7 @@ class TokenShards:
             self.all_special_ids: list[int] = list(index["all_special_ids"])
             self.dtype = np.dtype(index["dtype"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"{self.folder / INDEX}: {error!r} missing or malformed; rerun `bertpipe shards`"
-            ) from None
+            raise ArtifactError(f"{self.folder / INDEX}: malformed ({error!r}); rerun `bertpipe shards`") from None
         self.num_shards = len(shards)
         self.num_tokens = sum(tokens for tokens, _, _ in shards)
         self.num_documents = sum(documents for _, documents, _ in shards)
@@ -205,7 +213,7 @@ class _GrowingNpy:
         np.lib.format.write_array_header_1_0(self._file, description | {"shape": (self.length,)})
 
     def append(self, values: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(values, self.dtype))
+        self._file.write(np.ascontiguousarray(values, self.dtype).data)
         self.length += len(values)
 
     def close(self) -> None:
@@ -255,3 +263,137 @@ def write_split(
             lengths = np.array([len(sentence) for sentence in sentences], np.int64)
             writer.add(np.concatenate(sentences), lengths.sum(keepdims=True), lengths)
     return writer.close()
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+
+class Unit(NamedTuple):
+    """A row group of the corpus, and where its tokens go."""
+
+    part: Path
+    group: int
+    result: Path
+
+    def __str__(self) -> str:
+        return f"{self.part}, row group {self.group}"
+
+
+def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any]) -> None:
+    """Make the shards artifact in `out` from the artifacts `inputs["corpus"]` and `inputs["tokenizer"]`.
+
+    Every row group of the corpus is encoded by itself, over all cores, into units/; then the units are strung together
+    in order, so the bytes are the same for any number of workers. A rerun takes finished units as they are. Raises
+    ArtifactError when the tokenizer belongs to another corpus.
+    """
+    corpus, tokenizer = inputs["corpus"], inputs["tokenizer"]
+    facts = _check_parents(corpus, tokenizer)
+    if not (out / INDEX).is_file():
+        vocab_size = 1 + max(load(tokenizer).get_vocab(with_added_tokens=True).values())
+        splits = {}
+        for split in SPLITS:
+            units = list_units(corpus, split, out / UNITS)
+            encode = functools.partial(encode_unit, tokenizer, cfg.shards.language)
+            done = map_units(
+                encode,
+                [unit for unit in units if not unit.result.is_file()],
+                workers=cfg.runtime.workers,
+                description=f"tokenizing {split}",
+                progress=cfg.runtime.progress,
+            )
+            collections.deque(done, maxlen=0)
+            discard(out / split)  # of an interrupted run
+            splits[split] = _join(units, ShardWriter(out, split, vocab_size, cfg.shards.shard_tokens))
+        special_ids, all_special_ids = read_special_ids(tokenizer)
+        write_index(out, splits, _continuations(tokenizer, vocab_size), special_ids, all_special_ids, **facts)
+    discard(out / UNITS)
+    for split, entry in _read_index(out)["splits"].items():
+        counts[split] = {name: value for name, value in entry.items() if name != "shards"}
+
+
+def _check_parents(corpus: Path, tokenizer: Path) -> dict[str, str]:
+    """Fingerprints of both; ArtifactError when the tokenizer was made for another corpus."""
+    present, manifest = read_manifest(corpus)["fingerprint"], read_manifest(tokenizer)
+    expected = manifest.get("parents", {}).get("corpus", present)
+    if expected != present:
+        raise ArtifactError(
+            f"{tokenizer} was made for corpus {expected}, but {corpus} is {present}; "
+            "make a tokenizer for it with `bertpipe tokenizer`"
+        )
+    return {"tokenizer_fingerprint": manifest["fingerprint"], "corpus_fingerprint": present}
+
+
+def list_units(corpus: Path, split: str, results: Path) -> list[Unit]:
+    """The row groups of a split, in document order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    units: list[Unit] = []
+    for part in list_parts(corpus, split):
+        try:
+            num_groups = pq.read_metadata(part).num_row_groups
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(part, error) from None
+        for group in range(num_groups):
+            units.append(Unit(part, group, results / f"{split}-{len(units):06d}"))
+    return units
+
+
+def encode_unit(tokenizer: Path, language: str, unit: Unit) -> None:
+    """Write a unit's result: the arrays for `ShardWriter.add`, then what was read (documents, empty, characters)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if multiprocessing.parent_process() is not None:  # a worker: its neighbours have the other cores
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        with pq.ParquetFile(unit.part, page_checksum_verification=True) as file:
+            texts = file.read_row_group(unit.group, columns=["text"], use_threads=False)["text"].to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(unit.part, error) from None
+    tokens, documents, sentences = _encoder(tokenizer, language).encode(texts)
+    kept = documents[documents > 0]
+    read = np.array([len(texts), len(texts) - len(kept), sum(map(len, texts))], np.int64)
+    unit.result.parent.mkdir(parents=True, exist_ok=True)
+    temporary = unit.result.with_name(f".{unit.result.name}")
+    with temporary.open("wb") as file:
+        for array in (tokens, kept, sentences, read):
+            np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(unit.result)
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(tokenizer: Path, language: str) -> Encoder:
+    return Encoder(load(tokenizer), language)
+
+
+def _join(units: list[Unit], writer: ShardWriter) -> dict[str, Any]:
+    """String the units' results together; the split's index entry, with documents dropped and characters read."""
+    total = np.zeros(3, np.int64)
+    for unit in units:
+        with unit.result.open("rb") as file:
+            tokens, documents, sentences, read = (np.load(file, allow_pickle=False) for _ in range(4))
+        writer.add(tokens, documents, sentences)
+        total += read
+    entry = writer.close()
+    assert entry["documents"] == total[0] - total[1]
+    return {"documents_in": int(total[0]), "empty": int(total[1]), "characters": int(total[2]), **entry}
+
+
+def _continuations(tokenizer: Path, vocab_size: int) -> np.ndarray:
+    """bool [V]: whether a piece goes on with the word before it, by the mark that its kind of tokenizer uses."""
+    bare = load(tokenizer)
+    pieces = bare.get_vocab(with_added_tokens=True)
+    prefix = getattr(bare.model, "continuing_subword_prefix", None)
+    special = {number for number, token in bare.get_added_tokens_decoder().items() if token.special}
+    continuations = np.zeros(vocab_size, bool)
+    for piece, number in pieces.items():
+        starts = not piece.startswith(prefix) if prefix else piece.startswith(WORD_STARTS)
+        continuations[number] = not starts and number not in special
+    return continuations
+
+
+def _unreadable(part: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"{part}: not readable ({error}); delete the artifact and run `bertpipe corpus`")

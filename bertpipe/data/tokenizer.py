@@ -176,8 +176,8 @@ def _train(texts: Iterator[str], settings: TokenizerConfig, **options: Any) -> l
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = _normalizer(settings)  # type: ignore[assignment]
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    tokenizer.normalizer = _normalizer(settings)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     pieces = (piece for text in texts for piece in split_long(text))
     tokenizer.train_from_iterator(pieces, trainers.WordPieceTrainer(**{"show_progress": False, **options}))
     vocabulary = tokenizer.get_vocab()
@@ -327,9 +327,12 @@ def read_special_ids(folder: Path) -> tuple[dict[str, int], list[int]]:
     """Ids of pad, unk, cls, sep and mask, and of every special token (sorted), of a tokenizer artifact."""
     tokenizer = load(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    named = {}
+    named: dict[str, int] = {}
     for name in SPECIAL_NAMES:
-        token = settings[f"{name}_token"]
-        named[name] = tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token)
+        token = settings.get(f"{name}_token")
+        number = tokenizer.token_to_id(token["content"] if isinstance(token, dict) else str(token))
+        if number is None:
+            raise ArtifactError(f"{folder}: its tokenizer has no {name} token; run `bertpipe tokenizer` again")
+        named[name] = number
     added = tokenizer.get_added_tokens_decoder()
     return named, sorted({*named.values(), *(number for number, token in added.items() if token.special)})

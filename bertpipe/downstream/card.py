@@ -51,13 +51,14 @@ def make_card(cfg: Config, facts: dict[str, Any]) -> str:
     return environment.get_template("card.md.jinja").render(
         front_matter=Verbatim(card_data(cfg, facts).to_yaml()),
         settings=Verbatim(settings),
-        usage=Verbatim(usage(cfg)),
+        usage=Verbatim(usage(cfg, facts)),
         cfg=cfg,
         facts=facts,
         name=model_name(cfg),
         task=cfg.publish.task,
         tasks=shown_tasks(cfg, facts),
         sources=[source_name(source) for source in source_list(cfg)],
+        best=best_run(facts, cfg.publish.task),
         init=public(cfg.model.init),
         start=public(cfg.finetune.model),
         ledger=ledger_rows(facts.get("corpus") or {}),
@@ -94,17 +95,18 @@ def card_data(cfg: Config, facts: dict[str, Any]) -> Any:
     )
 
 
-def usage(cfg: Config) -> str:
+def usage(cfg: Config, facts: dict[str, Any]) -> str:
     """Three lines of Python that use the model."""
     task = "text-classification" if cfg.publish.task else "fill-mask"
-    argument: str | dict[str, str] = next(iter(cfg.report.fill_mask), "The [MASK] is here.")
+    argument: str | dict[str, str] = f"The {facts.get('model', {}).get('mask_token') or '[MASK]'} of a function."
     if cfg.publish.task:
         argument = "The weather is fine today."
         row = TASKS.get(cfg.publish.task)
         if row is not None and len(row.text) == 2:
             argument = {"text": argument, "text_pair": "It is a sunny day."}
     call = json.dumps(argument, ensure_ascii=False).replace("`", "'")  # a JSON string or object is Python too
-    return f'from transformers import pipeline\nmodel = pipeline("{task}", model="{cfg.publish.repo}")\nprint(model({call}))'
+    lines = ("from transformers import pipeline", f'model = pipeline("{task}", model="{cfg.publish.repo}")')
+    return "\n".join((*lines, f"print(model({call}))"))
 
 
 def shown_tasks(cfg: Config, facts: dict[str, Any]) -> dict[str, Any]:
@@ -116,45 +118,62 @@ def shown_tasks(cfg: Config, facts: dict[str, Any]) -> dict[str, Any]:
     return {} if cfg.finetune.model else tasks
 
 
+def best_run(facts: dict[str, Any], name: str | None) -> dict[str, Any]:
+    """The run whose weights a fine-tuned task's folder holds: its seed and headline score; empty when not told."""
+    task = (facts.get("finetune") or {}).get(name, {})
+    for run in task.get("runs", []):
+        if run.get("init") == "model" and run.get("seed") is not None and run["seed"] == task.get("model_seed"):
+            return {"seed": run["seed"], "score": run.get("scores", {}).get(task.get("metric"))}
+    return {}
+
+
 def index_results(cfg: Config, facts: dict[str, Any]) -> list[EvalResult]:
     """Entries of `model-index`: hold-out figures (of a pretrained model) and the median score of each metric."""
+    results = [] if cfg.publish.task else _holdout_results(cfg, facts)
+    for name, task in shown_tasks(cfg, facts).items():
+        results += _task_results(name, task)
+    return results
+
+
+def _holdout_results(cfg: Config, facts: dict[str, Any]) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
-    results = []
+    marks = [row["fingerprint"] or "" for row in facts["artifacts"] if row["stage"] == "corpus"]
     figures = facts.get("pretrain", {})
-    if not cfg.publish.task:
-        corpus = next((row for row in facts["artifacts"] if row["stage"] == "corpus"), {})
-        for key, metric, name in HOLDOUT_METRICS:
-            if is_number(figures.get(key)):
-                results.append(
-                    EvalResult(
-                        task_type="fill-mask",
-                        task_name="Masked-language modelling, 15 % of the tokens masked",
-                        dataset_type=next(filter(None, map(hub_dataset, source_list(cfg))), "bertpipe-corpus"),
-                        dataset_name=f"Hold-out of the training corpus {(corpus.get('fingerprint') or '')[:12]}".strip(),
-                        dataset_split="holdout",
-                        metric_type=metric,
-                        metric_name=name,
-                        metric_value=round(figures[key], 6),
-                    )
-                )
-    for name, task in shown_tasks(cfg, facts).items():
-        for metric, spread in metric_spreads(task).items():
-            results.append(
-                EvalResult(
-                    task_type="text-classification",
-                    task_name=f"{name}, {task.get('kind', 'classification')} after fine-tuning",
-                    dataset_type=HUB if is_glue(name) else f"bertpipe-{name}",
-                    dataset_name=f"GLUE {name}" if is_glue(name) else "Documentation of installed Python packages",
-                    dataset_config=name,
-                    dataset_split="validation",
-                    metric_type=METRIC_TYPES.get(metric, metric),
-                    metric_name=f"{metric.replace('_', ' ')}, median of {spread['num_runs']} seeds",
-                    metric_value=spread["median"],
-                    metric_args={key: spread[key] for key in ("lowest", "highest", "seeds")},
-                )
-            )
-    return results
+    return [
+        EvalResult(
+            task_type="fill-mask",
+            task_name="Masked-language modelling, 15 % of the tokens masked",
+            dataset_type=next(filter(None, map(hub_dataset, source_list(cfg))), "bertpipe-corpus"),
+            dataset_name=" ".join(["Hold-out of the training corpus", *(mark[:12] for mark in marks)]),
+            dataset_split="holdout",
+            metric_type=metric,
+            metric_name=name,
+            metric_value=round(figures[key], 6),
+        )
+        for key, metric, name in HOLDOUT_METRICS
+        if is_number(figures.get(key))
+    ]
+
+
+def _task_results(name: str, task: dict[str, Any]) -> list[EvalResult]:
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-classification",
+            task_name=f"{name}, {task.get('kind', 'classification')} after fine-tuning",
+            dataset_type=HUB if is_glue(name) else f"bertpipe-{name}",
+            dataset_name=f"GLUE {name}" if is_glue(name) else "Documentation of installed Python packages",
+            dataset_config=name,
+            dataset_split="validation",
+            metric_type=METRIC_TYPES.get(metric, metric),
+            metric_name=f"{metric.replace('_', ' ')}, median of {spread['num_runs']} seeds",
+            metric_value=spread["median"],
+            metric_args={key: spread[key] for key in ("lowest", "highest", "seeds")},
+        )
+        for metric, spread in metric_spreads(task).items()
+    ]
 
 
 def metric_spreads(task: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -176,7 +195,7 @@ def metric_spreads(task: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def eval_results(cfg: Config, facts: dict[str, Any]) -> dict[str, str]:
-    """The files of .eval_results/ by name, one a task of a Hub data set: the headline metric's median, with its spread."""
+    """The files of .eval_results/ by name, one a task of a Hub data set: the headline metric's median and spread."""
     import yaml
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
@@ -186,14 +205,15 @@ def eval_results(cfg: Config, facts: dict[str, Any]) -> dict[str, str]:
         spread = metric_spreads(task).get(task.get("metric", ""))
         if not is_glue(name) or spread is None:
             continue
+        notes = f"{task['metric']} on the validation set after fine-tuning, median of {spread['num_runs']} seeds "
+        notes += f"[{spread['lowest']:.4f}, {spread['highest']:.4f}]"
         entry = EvalResultEntry(
             dataset_id=HUB,
             task_id=name,
             value=spread["median"],
             source_url=url,
             source_name="Model card" if url else None,
-            notes=f"{task['metric']} on the validation set after fine-tuning, median of {spread['num_runs']} seeds "
-            f"[{spread['lowest']:.4f}, {spread['highest']:.4f}]{', data from a local copy' if cfg.finetune.data else ''}",
+            notes=notes + (", data from a local copy" if cfg.finetune.data else ""),
         )
         text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True, width=1_000)
         files[f"{name}.yaml"] = text

@@ -186,8 +186,8 @@ def _sides(rows: list[Paragraph]) -> tuple[list[Paragraph], list[Paragraph]]:
     wanted = min(VALIDATION, len(rows) * VALIDATION // (TRAIN + VALIDATION))
     train: list[Paragraph] = []
     validation: list[Paragraph] = []
-    for file in sorted(files, key=_order):
-        (validation if len(validation) < wanted else train).extend(files[file])
+    for paragraphs in files.values():  # in the order they were read, which is a shuffled one
+        (validation if len(validation) < wanted else train).extend(paragraphs)
     return sorted(train, key=_row_order)[:TRAIN], sorted(validation, key=_row_order)[:VALIDATION]
 
 

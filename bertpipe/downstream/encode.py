@@ -34,8 +34,8 @@ def encode(splits: dict[str, Split], tokenizer: Any, max_length: int) -> dict[st
 def encode_texts(texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int) -> Encoded:
     """Encode single texts or pairs with a `transformers` tokenizer.
 
-    Equals `tokenizer(a, b, truncation="longest_first", max_length=max_length)` for each example: from a pair that is
-    too long, tokens are taken off the longer side first (Devlin et al. 2019, `_truncate_seq_pair`).
+    Equals `tokenizer([a], [b], truncation="longest_first", max_length=max_length)` for each example: from a pair that
+    is too long, tokens are taken off the longer side first (Devlin et al. 2019, `_truncate_seq_pair`).
     """
     result = Encoded([], [], 0)
     num_truncated = 0

@@ -9,7 +9,7 @@ import json
 import math
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from bertpipe import artifact
 from bertpipe.config import Config
@@ -78,6 +78,7 @@ def pretraining(folder: Path, counts: dict[str, Any]) -> dict[str, Any]:
     if fills:
         figures["fill"] = statistics.fmean(fills)
     config = read_json(folder / "model" / "config.json")
+    tokens = read_json(folder / "model" / "tokenizer_config.json")
     shape = {
         "architecture": (config.get("architectures") or [config.get("model_type", "model")])[0],
         "model_type": config.get("model_type"),
@@ -85,6 +86,7 @@ def pretraining(folder: Path, counts: dict[str, Any]) -> dict[str, Any]:
         "hidden_size": config.get("hidden_size"),
         "num_heads": config.get("num_attention_heads"),
         "vocab_size": config.get("vocab_size"),
+        "mask_token": tokens.get("mask_token"),
         "max_positions": config.get("max_position_embeddings"),
     }
     return {
@@ -108,7 +110,7 @@ def block_size(num_rows: int) -> int:
 
 
 def columns(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, list[float | None]]:
-    """Rows to columns, averaged over blocks; `step` is the last of its block, a gap is None. Unknown keys are left out."""
+    """Rows to columns, averaged over blocks; `step` is the last of its block, gaps are None, unknown keys left out."""
     size = block_size(len(rows))
     blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
     out: dict[str, list[float | None]] = {}
@@ -123,7 +125,7 @@ def _mean(rows: list[dict[str, Any]], key: str) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """A finite int or float; not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

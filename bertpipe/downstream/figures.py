@@ -23,14 +23,14 @@ INIT_ROLES = {"model": "accent", "scratch": "ink"}
 
 def make_figures(facts: dict[str, Any]) -> dict[str, Figure]:
     """Every figure these facts allow, by name: plotly JSON ({"data": [...], "layout": {...}}), safe to serialise."""
-    curves, figures = facts.get("curves", {}), {}
+    curves, figures = facts.get("curves", {}), dict[str, Figure]()
     if curves.get("train", {}).get("step"):
         figures |= _training(curves, facts.get("config", {}))
     if curves.get("speed", {}).get("step"):
         figures |= _speed(curves["speed"])
-    lengths = facts.get("tokenizer", {}).get("length_histogram")
-    if lengths:
-        figures["lengths"] = _lengths(lengths)
+    for name, (x, y, unit) in HISTOGRAMS.items():
+        if counts := facts.get("tokenizer", {}).get(name):
+            figures[name] = _histogram(counts, x, y, unit)
     if any(task.get("runs") for task in facts.get("finetune", {}).values()):
         figures["scores"] = _scores(facts["finetune"])
     return {name: _validated(figure) for name, figure in figures.items()}
@@ -106,7 +106,7 @@ def _training(curves: dict[str, Any], config: dict[str, Any]) -> dict[str, Figur
             data.append(line | {"line": {"width": 1.6, "dash": "dash"}})
         figures["grad_norm"] = {"data": data, "layout": _axes("optimizer step", "gradient norm (L2)")}
     if "fill" in train:
-        data = [_line(steps, _percent(train["fill"]), "fill", "accent", "%{y:.2f} %")]
+        data = _noisy(steps, _percent(train["fill"]), ":.2f", "%")
         layout = _axes("optimizer step", "real tokens in a slot (%)", showlegend=False)
         figures["fill"] = {"data": data, "layout": layout}
     return figures
@@ -145,17 +145,24 @@ def _speed(speed: dict[str, Any]) -> dict[str, Figure]:
     return figures
 
 
-def _lengths(histogram: dict[str, int]) -> Figure:
-    pairs = sorted((int(length), number) for length, number in histogram.items())
+def _histogram(counts: dict[str, int], x: str, y: str, unit: str) -> Figure:
+    """Shares in percent of bins named by numbers (JSON keys); bins that double get bars of equal width."""
+    bins = sorted(map(int, counts))
+    doubling = len(bins) > 1 and all(value & (value - 1) == 0 for value in bins)
+    total = sum(counts.values()) or 1
     bar = {
         "type": "bar",
-        "x": [length for length, _ in pairs],
-        "y": [number for _, number in pairs],
+        "x": [f"{value:,}" for value in bins] if doubling else bins,
+        "y": [100 * counts[str(value)] / total for value in bins],
+        "customdata": [counts[str(value)] for value in bins],
         "meta": {"role": "accent"},
-        "hovertemplate": "%{y:,} pieces of %{x} characters",
+        "hovertemplate": "%{y:.2f} % (%{customdata:,}) of " + unit,
         "name": "",
     }
-    return {"data": [bar], "layout": _axes("length (characters)", "pieces", showlegend=False, bargap=0.25)}
+    layout = _axes(x, y, showlegend=False, bargap=0.25)
+    if doubling:
+        layout["xaxis"]["type"] = "category"
+    return {"data": [bar], "layout": layout}
 
 
 def _scores(tasks: dict[str, Any]) -> Figure:
@@ -163,7 +170,7 @@ def _scores(tasks: dict[str, Any]) -> Figure:
     tasks = {name: task for name, task in tasks.items() if task.get("runs")}
     inits = list(dict.fromkeys(run["init"] for task in tasks.values() for run in task["runs"]))
     data = [trace for init in inits for trace in _score_traces(tasks, init)]
-    layout = _axes("score on the validation set (each task in its own metric)", "", height=110 + 74 * len(tasks))
+    layout = _axes("score (each task in its own metric)", "", height=110 + 74 * len(tasks))
     layout["yaxis"] = {
         "tickvals": list(range(len(tasks))),
         "ticktext": [f"{name}<br>{task.get('metric', '').replace('_', ' ')}" for name, task in tasks.items()],
@@ -205,3 +212,11 @@ def _score_traces(tasks: dict[str, Any], init: str) -> list[dict[str, Any]]:
         {**shared, **dots, "marker": dot, "hovertemplate": hover},
         {**shared, **strokes, "marker": stroke, "showlegend": False, "hoverinfo": "skip"},
     ]
+
+
+HISTOGRAMS = {
+    "word_tokens": ("tokens of a word", "words (%)", "words"),
+    "word_characters": ("characters of a word", "words (%)", "words"),
+    "document_tokens": ("tokens of a document, at most", "documents (%)", "documents"),
+}
+"""Of the tokenizer's report: x and y label, and what is counted."""

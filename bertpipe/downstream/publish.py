@@ -43,6 +43,8 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict) -> None:
         (folder / ".eval_results").mkdir(exist_ok=True)
         (folder / ".eval_results" / name).write_text(text, encoding="utf-8")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        path.chmod(0o644)  # readable by all: `transformers` writes weights with mode 0600
     size = sum(path.stat().st_size for path in files)
     counts.update(repo=cfg.publish.repo, files=[str(path.relative_to(folder)) for path in files], bytes=size)
     final = out.with_name(out.name.removesuffix(PARTIAL)) / FOLDER
@@ -76,7 +78,7 @@ def choose_model(cfg: Config, inputs: dict[str, Path]) -> Path:
 
 
 def copy_model(source: Path, folder: Path) -> None:
-    """Copy the files of the allow-list, readable by all (`transformers` writes weights with mode 0600)."""
+    """Copy the files of the allow-list."""
     for name in (*REQUIRED, *OPTIONAL):
         path = source / name
         if path.is_symlink():
@@ -89,7 +91,6 @@ def copy_model(source: Path, folder: Path) -> None:
             _copy_config(path, folder / name)
         else:
             shutil.copyfile(path, folder / name)
-        (folder / name).chmod(0o644)
 
 
 def _copy_config(source: Path, target: Path) -> None:

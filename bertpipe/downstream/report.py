@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bertpipe.artifact import PARTIAL, write_json
+from bertpipe.artifact import write_json
 from bertpipe.config import Config
 from bertpipe.downstream.facts import gather, is_number
 from bertpipe.downstream.figures import INIT_NAMES, make_figures
@@ -29,12 +29,10 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict) -> None:
     """Write out/report.html and out/report.json from whichever artifacts `inputs` names; what is missing is said."""
     facts = gather(cfg, inputs)
     facts["fill_mask"] = fill_masks(inputs["pretrain"] / "model", cfg.report.fill_mask) if "pretrain" in inputs else []
-    if "tokenizer" in inputs and facts["tokenizer"]:
-        facts["tokenizer"].setdefault("examples", segment(inputs["tokenizer"], cfg.report.fill_mask))
+    facts["segments"] = segment(inputs["tokenizer"], cfg.report.fill_mask) if "tokenizer" in inputs else []
     (out / PAGE).write_text(render(facts), encoding="utf-8")
     write_json(out / FIGURES, clean(facts))
     counts.update(page=PAGE, missing=facts["missing"], fill_mask=len(facts["fill_mask"]))
-    print(f"report: {out.with_name(out.name.removesuffix(PARTIAL)) / PAGE}")
 
 
 def fill_masks(model: Path, sentences: list[str]) -> list[dict[str, Any]]:
@@ -64,15 +62,15 @@ def fill_masks(model: Path, sentences: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def segment(folder: Path, sentences: list[str]) -> list[dict[str, Any]]:
-    """How the tokenizer in `folder` cuts each sentence (without its [MASK]): {"text", "pieces"}."""
+def segment(folder: Path, sentences: list[str]) -> list[list[str]]:
+    """The pieces into which the tokenizer in `folder` cuts each sentence, without its [MASK]."""
     if not (folder / "tokenizer.json").is_file():
         return []
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    texts = [" ".join(sentence.replace("[MASK]", " ").split()) for sentence in sentences]
-    return [{"text": text, "pieces": tokenizer.encode(text, add_special_tokens=False).tokens} for text in texts]
+    texts = [sentence.replace("[MASK]", " ") for sentence in sentences]
+    return [tokenizer.encode(text, add_special_tokens=False).tokens for text in texts]
 
 
 def fill_mask_lines(report_json: Path) -> list[str]:

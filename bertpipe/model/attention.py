@@ -120,7 +120,7 @@ def packed_attention(
         if cu_seq_lens_q is None:
             raise ValueError(f"{type(module).__name__}: no cu_seq_lens_q came down to packed attention")
         packed_layout = layout(cu_seq_lens_q)
-    _, heads, num_tokens, size = query.shape
+    heads, num_tokens, size = query.shape[1:]
     scaling = size**-0.5 if scaling is None else scaling
     spread = [
         _Relay.apply(x[0].transpose(0, 1).reshape(num_tokens, heads * size), packed_layout.spread, packed_layout.gather)

@@ -75,6 +75,10 @@ class Place:
         """Wait for every process."""
         self.accelerator.wait_for_everyone()
 
+    def release(self) -> None:
+        """Let go of what `wrap` made, before another model is wrapped."""
+        self.accelerator.free_memory()
+
     def facts(self) -> dict[str, Any]:
         """What results may depend on beyond the recipe."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type

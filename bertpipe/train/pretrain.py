@@ -96,7 +96,7 @@ def check(cfg: Config) -> None:
     masking.check(cfg.masking.strategy, cfg.masking.mask_share, cfg.masking.random_share)
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path | str) -> Any:
     """The stock tokenizer of a folder."""
     from transformers import AutoTokenizer
 
@@ -183,8 +183,12 @@ class Evaluation:
 def unigram_cross_entropy(counts: np.ndarray, slots: list[PackedBatch]) -> float:
     """Mean of -log q over the predicted labels of `slots`, q the add-one-smoothed frequencies `counts` [V]; nats."""
     log_q = np.log(counts + 1.0) - np.log(counts.sum() + len(counts))
-    labels = [s.predict_labels[s.predict_weight > 0].numpy() for s in slots if s.predict_labels is not None]
-    return float(-log_q[np.concatenate(labels)].mean())
+    total, count = 0.0, 0
+    for slot in slots:
+        assert slot.predict_labels is not None and slot.predict_weight is not None
+        labels = slot.predict_labels[slot.predict_weight > 0].numpy()
+        total, count = total - float(log_q[labels].sum()), count + len(labels)
+    return total / count
 
 
 def open_record(cfg: Config, place: Place, out: Path) -> Record:

@@ -29,7 +29,7 @@ class Record:
         self.files = {}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self.files = {name: (folder / f"{name}.jsonl").open("a", encoding="utf-8") for name in ("metrics", "speed")}
+            self.files = {name: (folder / f"{name}.jsonl").open("a", 1, "utf-8") for name in ("metrics", "speed")}
 
     def write(self, name: str, line: dict[str, Any]) -> None:
         """Append a line to `metrics` or `speed`; trackers get every `log_every`th step and every evaluation."""

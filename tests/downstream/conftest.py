@@ -1,4 +1,4 @@
-"""A small finished run for report and publish: real stock models and tokenizer, invented figures of a realistic shape."""
+"""A small finished run for report and publish: real stock models, invented figures of a realistic shape."""
 
 import json
 import math
@@ -18,6 +18,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LABELS = ["numpy", "scipy", "torch"]
 # Text from data that would run as a script or break a table if the page or the card did not escape it.
 HOSTILE = "<script>alert('x')</script>|`</script>"
+HOSTILE_NAME = "<img src=x onerror=alert(2)>|`"
+NO_TEXT = {"documents_in": 0, "documents_out": 0, "skipped": {}}
 
 
 def _write(path: Path, value: object) -> None:
@@ -60,21 +62,30 @@ def _corpus(out: Path, counts: dict) -> None:
         "bytes": 513_400,
     }
     row = {**total, "problems": [f"a.jsonl:7: {HOSTILE}"]}
-    _write(out / "ledger.json", {"total": total, "sources": {f"data/{HOSTILE}*.jsonl": row}})
+    _write(out / "ledger.json", {"total": total, "sources": {f"data/{HOSTILE}*.jsonl": row, HOSTILE_NAME: NO_TEXT}})
     counts.update(documents_in=1_230, documents_out=1_200)
 
 
 def _tokenizer(out: Path, counts: dict) -> None:
     tokenizer = write_tokenizer(out)
     report = {
-        "size": len(tokenizer),
+        "trained": True,
+        "measured_on": "holdout",
+        "vocab_size": len(tokenizer),
+        "documents": 12,
         "tokens_per_word": 1.31,
+        "characters_per_token": 3.9,
         "unknown_rate": 0.0012,
-        "length_histogram": {"1": 60, "2": 8, "3": 9, "4": 7, "8": 3},
-        "longest": ["underscore", "encoding", HOSTILE],
+        "over_length_rate": 0.25,
+        "document_tokens": {"16": 2, "64": 3, "128": 7},
+        "word_characters": {"1": 160, "2": 90, "3": 120, "4": 75, "10": 9},
+        "word_tokens": {"1": 8_000, "2": 900, "3": 300, "4": 80, "8": 1},
+        "longest_tokens": ["underscore", "encoding", HOSTILE],
+        "examples": ["num ##py", "d ##type", "in ##it ##ial ##is ##er"],
+        "warnings": [],
     }
     _write(out / "report.json", report)
-    counts.update(size=len(tokenizer))
+    counts.update(vocab_size=len(tokenizer))
 
 
 def _shards(out: Path, counts: dict) -> None:
@@ -215,13 +226,16 @@ def _finetune(out: Path, counts: dict) -> None:
         tasks[name] = {
             "kind": kind,
             "metric": metric,
-            "labels": labels,
+            "labels": labels or None,
             "num_train": 8_551,
             "num_validation": 1_043,
             "truncated": 12,
             "runs": runs,
             "summary": _summary(runs, metric),
             "model": f"{name}/model",
+            "model_seed": max((run for run in runs if run["init"] == "model"), key=lambda run: run["scores"][metric])[
+                "seed"
+            ],
         }
     _write(out / "scores.json", {"tasks": tasks})
     counts.update(tasks=list(tasks))

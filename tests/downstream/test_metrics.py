@@ -127,7 +127,7 @@ before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 for metric in METRICS: compute(metric, [0, 1, 1], [0, 1, 0])
 assert before == (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 """
-    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "XDG_"))}
     env |= {"HOME": str(home), "TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1", "MPLCONFIGDIR": str(tmp_path / "mpl")}
     subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=120)
-    assert [path for folder in (home, temporary) for path in folder.rglob("*") if path.is_file()] == []
+    assert [*home.rglob("*"), *temporary.rglob("*")] == []

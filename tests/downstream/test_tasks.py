@@ -118,11 +118,8 @@ def test_identity_follows_the_content_not_the_place(tmp_path):
 
 
 @pytest.mark.parametrize("name", REAL_ROWS)
-def test_real_data(name):
-    if "BERTPIPE_DATA" not in os.environ:
-        pytest.skip("needs the GLUE files: set BERTPIPE_DATA")
-    data = str(Path(os.environ["BERTPIPE_DATA"]) / "glue")
-    splits = tasks.load(name, data)
+def test_real_data(name, real_data):
+    splits = tasks.load(name, str(real_data / "glue"))
     task = tasks.TASKS[name]
     assert {split: len(rows) for split, rows in splits.items()} == REAL_ROWS[name]
     assert all(len(texts) == len(task.text) for split in splits.values() for texts in split.texts)

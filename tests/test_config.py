@@ -1,0 +1,87 @@
+"""Settings: precedence, types, and one clear line for what is wrong."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bertpipe.config import Config, RuntimeConfig, check_keys, read_config
+from bertpipe.errors import ConfigError
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_defaults_then_files_then_flags(tmp_path):
+    first = write(tmp_path, "a.yaml", "optim: {lr: 1e-4, eps: 1e-7}\ntrain: {steps: 5}\n")
+    second = write(tmp_path, "b.yaml", "optim: {lr: 3e-4}\n")
+    cfg = read_config([first, second], [("train.steps", "7"), ("corpus.sources", "a/*.txt")])
+    assert (cfg.optim.lr, cfg.optim.eps, cfg.train.steps, cfg.corpus.sources) == (3e-4, 1e-7, 7, "a/*.txt")
+    assert cfg.optim.betas == Config().optim.betas
+    assert isinstance(cfg.optim.lr, float)
+
+
+def test_no_files_and_no_flags_are_the_defaults():
+    assert read_config([], []) == Config()
+
+
+def test_a_resolved_config_reads_back_the_same(tmp_path):
+    import yaml
+
+    cfg = read_config([], [("finetune.seeds", "[4, 5]"), ("model.overrides", "{hidden_act: relu}")])
+    path = write(tmp_path, "dump.yaml", yaml.safe_dump(cfg.model_dump(mode="json")))
+    assert read_config([path], []) == cfg
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ("train: {stepz: 3}", [], r"c.yaml: unknown setting 'train.stepz'; did you mean 'train.steps'\?"),
+        ("trian: {steps: 3}", [], r"c.yaml: unknown section 'trian'; did you mean 'train'\?"),
+        ("", [("optim.larning_rate", "1")], r"--optim.larning_rate: unknown setting"),
+        ("", [("steps", "1")], r"--steps: unknown section 'steps'; did you mean 'train.steps'\?"),
+        ("train: {steps: many}", [], r"train.steps"),
+        ("train: {steps: 0}", [], r"train.steps: .*greater than or equal to 1.*got 0"),
+        ("train: {steps: 1.5}", [], r"train.steps"),
+        ("", [("optim.lr", "fast")], r"optim.lr"),
+        ("optim: {lr: .nan}", [], r"optim.lr"),
+        ("corpus: {on_error: ignore}", [], r"corpus.on_error"),
+        ("train: 3", [], r"train is a section"),
+        ("- a\n- b", [], r"expected sections"),
+        ("train: {steps: 3", [], r"c.yaml:\d+: not valid YAML"),
+        ("a: !!python/object/apply:os.system [ls]", [], r"not valid YAML"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path, text, flags, message):
+    path = write(tmp_path, "c.yaml", text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_config([path], flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere.yaml: no such config file"):
+        read_config([tmp_path / "nowhere.yaml"], [])
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.dictionaries(st.text(), x) | st.lists(x)))
+def test_any_tree_is_known_keys_or_a_config_error(tree):
+    try:
+        check_keys(tree, "x")
+    except ConfigError as error:
+        assert str(error).startswith("x: ")
+    else:
+        assert tree is None or not tree or set(tree) <= set(Config.model_fields)
+
+
+def test_every_setting_has_a_doc():
+    for name, section in Config.model_fields.items():
+        for key, field in section.annotation.model_fields.items():
+            assert field.description, f"{name}.{key}"
+
+
+def test_a_section_can_not_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        RuntimeConfig().root = "x"

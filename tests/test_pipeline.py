@@ -1,0 +1,227 @@
+"""The command line from raw text to a publishable folder, in processes of its own, on small real input."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from tests.runs import bertpipe, only, prepare, sentence
+
+STAGES = ("corpus", "tokenizer", "shards", "pretrain", "finetune", "report", "publish")
+
+
+def write_task(folder: Path) -> Path:
+    """sst2 in GLUE's layout: whether a sentence is about a cat."""
+    rng = random.Random(1)
+    for split, size in (("train", 64), ("validation", 32)):
+        texts = [sentence(rng) for _ in range(size)]
+        target = folder / "glue" / "sst2" / f"{split}.parquet"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"sentence": texts, "label": [int("cat" in t) for t in texts]}), target)
+    return folder / "glue"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, list[str], str]:
+    """Everything made once: the folder, the arguments and what was printed."""
+    folder = tmp_path_factory.mktemp("all")
+    config = prepare(folder)
+    arguments = ["--config", str(config), "--finetune.tasks", "sst2", "--finetune.data", str(write_task(folder))]
+    arguments += ["--finetune.baselines", "majority", "scratch", "tfidf"]
+    return folder, arguments, bertpipe("all", *arguments).stdout
+
+
+def test_all_stages_are_made_and_verify(made):
+    folder, _, printed = made
+    for stage in STAGES:
+        artifact = only(folder / "runs", stage)
+        assert f"{stage}: made {artifact}" in printed
+        assert "files match the manifest" in bertpipe("verify", artifact).stdout
+    assert str(only(folder / "runs", "report") / "report.html") in printed
+
+
+def test_a_second_run_does_nothing_and_says_so(made):
+    folder, arguments, _ = made
+    before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*")}
+    printed = bertpipe("all", *arguments).stdout
+    assert all(f"{stage}: done already," in printed for stage in STAGES)
+    assert before == {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*")}
+
+
+def test_plan_says_done_stale_and_missing(made):
+    _, arguments, _ = made
+    lines = bertpipe("plan", *arguments).stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [[stage, "done"] for stage in STAGES]
+    states = {line.split()[0]: line for line in bertpipe("plan", *arguments, "--train.steps", "31").stdout.splitlines()}
+    assert states["shards"].split()[1] == "done"
+    assert "stale" in states["pretrain"] and "train.steps: was 30, is 31" in states["pretrain"]
+    assert "stale" in states["finetune"] and "made from another pretrain" in states["finetune"]
+    nowhere = bertpipe("plan", *arguments, "--runtime.root", str(made[0] / "elsewhere")).stdout
+    assert nowhere.count("missing") == len(STAGES)
+
+
+def test_scores_and_predictions(made):
+    folder = only(made[0] / "runs", "finetune")
+    scores = json.loads((folder / "scores.json").read_text())["tasks"]["sst2"]
+    assert {(r["init"], r["seed"]) for r in scores["runs"]} == {
+        ("model", 1), ("model", 2), ("scratch", 1), ("scratch", 2), ("majority", 1), ("tfidf", 1)
+    }  # fmt: skip
+    assert scores["summary"]["tfidf"]["median"] == 1.0
+    lines = [
+        json.loads(x) for x in (folder / "sst2/runs/model-seed-1/predictions-validation.jsonl").read_text().splitlines()
+    ]
+    right = sum(line["prediction"] == line["label"] for line in lines)
+    run = next(r for r in scores["runs"] if (r["init"], r["seed"]) == ("model", 1))
+    assert len(lines) == 32 and right / 32 == pytest.approx(run["scores"]["accuracy"])
+
+
+ELSEWHERE = """
+import importlib.abc, json, os, sys
+
+class Refuse(importlib.abc.MetaPathFinder):  # this process has no bertpipe
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] == "bertpipe":
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Refuse())
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+import torch
+
+pretrained, tuned, task = sys.argv[1:4]
+config = json.load(open(os.path.join(pretrained, "config.json")))
+assert "bertpipe" not in json.dumps(config), config
+tokenizer = AutoTokenizer.from_pretrained(pretrained)
+assert tokenizer.model_max_length == 64
+model, info = AutoModelForMaskedLM.from_pretrained(pretrained, output_loading_info=True)
+assert not info["missing_keys"] and not info["unexpected_keys"], info
+best = pipeline("fill-mask", model=pretrained)("the [MASK] sees the house .")[0]
+answers = pipeline("text-classification", model=tuned)(["the cat sees the house .", "a dog hears this tree ."])
+assert {a["label"] for a in answers} <= {"negative", "positive"}, answers
+from sentence_transformers import SentenceTransformer
+vectors = SentenceTransformer(pretrained, device="cpu").encode(["a cat", "a dog"])
+assert vectors.shape == (2, 32)
+first = json.loads(open(task).readline())
+print(json.dumps({"best": best["token_str"], "first": first, "tuned": tuned}))
+"""
+
+
+def test_it_loads_where_there_is_no_bertpipe(made, tmp_path):
+    root = made[0] / "runs"
+    pretrained, tuned = only(root, "pretrain") / "model", only(root, "finetune") / "sst2" / "model"
+    predictions = only(root, "finetune") / "sst2/runs/model-seed-1/predictions-validation.jsonl"
+    command = [sys.executable, "-c", ELSEWHERE, str(pretrained), str(tuned), str(predictions)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_saved_classifier_gives_the_packed_logits(made):
+    """The stock folder, run stock, agrees with the predictions that were written from packed rows."""
+    folder = only(made[0] / "runs", "finetune") / "sst2"
+    seed = json.loads((folder / "scores.json").read_text())["model_seed"]
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    texts = pq.read_table(made[0] / "glue/sst2/validation.parquet")["sentence"].to_pylist()
+    lines = (folder / f"runs/model-seed-{seed}/predictions-validation.jsonl").read_text().splitlines()
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    packed = torch.tensor([json.loads(line)["logits"] for line in lines])
+    torch.testing.assert_close(packed, logits, atol=3e-5, rtol=0)
+
+
+def test_go_on_from_a_checkpoint(made, tmp_path):
+    """model.init takes a finished run's folder; its loss starts where that run ended."""
+    folder, arguments, _ = made
+    first = only(folder / "runs", "pretrain")
+    more = ["--model.init", str(first / "model"), "--train.steps", "4", "--train.eval_every", "4"]
+    bertpipe("pretrain", *arguments, *more)
+    second = next(p for p in (folder / "runs").glob("pretrain-*") if p != first)
+    ended = json.loads((first / "manifest.json").read_text())["counts"]["eval_loss"]
+    started = json.loads((second / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+    assert started < ended + 0.5
+    manifest = json.loads((second / "manifest.json").read_text())
+    assert manifest["raw"]["init"], "the checkpoint's content is part of the recipe"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "unknown command 'fly'"),
+        (["pretrian"], "did you mean 'pretrain'?"),
+        (["corpus", "--corpus.sorces", "x"], "did you mean 'corpus.sources'?"),
+        (["corpus", "x"], "unexpected argument 'x'"),
+        (["corpus", "--config"], "--config needs a value"),
+        (["plan", "--train.steps", "many"], "train.steps"),
+        (["pretrain", "--train.objective", "clm"], "train.objective: 'clm' is not one of mlm"),
+        (["pretrain", "--optim.name", "sgd"], "optim.name: 'sgd' is not one of adamw, muon"),
+        (["pretrain", "--optim.schedule", "wavy"], "optim.schedule: 'wavy' is not one of"),
+        (["pretrain", "--masking.strategy", "vowels"], "masking.strategy: 'vowels' is not one of"),
+        (["pretrain", "--model.preset", "bert-huge"], "model.preset: 'bert-huge' is not one of bert-base"),
+        (["pretrain", "--model.init", "/nowhere/at/all"], "model.init: no checkpoint can be loaded from"),
+        (["pretrain", "--train.slot_tokens", "16"], "train.slot_tokens: 16 is less than train.sequence_length 32"),
+        (["pretrain", "--train.sequence_length", "96"], "train.sequence_length: 96 exceeds the model's 64 positions"),
+        (["finetune", "--finetune.tasks", "colla"], "no task called 'colla'"),
+        (["finetune", "--finetune.baselines", "oracle"], "finetune.baselines: 'oracle' is not one of"),
+        (["finetune", "--finetune.data", "/nowhere"], "/nowhere"),
+        (["verify", "/nowhere"], "no manifest.json here"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_2(made, arguments, message):
+    command, *rest = arguments
+    given = made[1] if command in ("pretrain", "finetune") else []
+    done = bertpipe(command, *given, *rest, check=False)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not list((made[0] / "runs").glob("*.partial/manifest.json"))
+
+
+def test_a_missing_artifact_names_the_command_that_makes_it(tmp_path):
+    config = prepare(tmp_path)
+    done = bertpipe("shards", "--config", config, check=False)
+    assert done.returncode == 2 and "make it with `bertpipe corpus` first" in done.stderr
+
+
+def test_a_flipped_byte_in_an_input_is_refused(tmp_path):
+    config = prepare(tmp_path)
+    bertpipe("corpus", "--config", config)
+    part = next(only(tmp_path / "runs", "corpus").rglob("*.parquet"))
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    for command in (["tokenizer", "--config", config], ["verify", only(tmp_path / "runs", "corpus")]):
+        done = bertpipe(*command, check=False)
+        assert done.returncode == 2 and f"{part}: content differs" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_vocabulary_larger_than_the_models_is_refused(made, tmp_path):
+    """Going on from a checkpoint with another, larger tokenizer."""
+    folder, arguments, _ = made
+    first = only(folder / "runs", "pretrain") / "model"
+    bigger = [*arguments, "--tokenizer.vocab_size", "150", "--runtime.root", str(tmp_path / "runs")]
+    for stage in ("corpus", "tokenizer", "shards"):
+        bertpipe(stage, *bigger)
+    done = bertpipe("pretrain", *bigger, "--model.init", first, check=False)
+    assert done.returncode == 2
+    assert "rows; adopt the model's own tokenizer" in done.stderr
+
+
+def test_help_imports_no_torch():
+    code = "import sys; from bertpipe.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "usage: bertpipe COMMAND" in done.stdout
+
+
+def test_each_command_explains_its_settings():
+    printed = bertpipe("pretrain", "--help").stdout
+    for name in ("--optim.lr", "--masking.probability", "--train.steps", "--runtime.checkpoint_every", "Peak learning"):
+        assert name in printed
+    assert "--corpus.sources" not in printed

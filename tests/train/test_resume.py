@@ -1,0 +1,131 @@
+"""Kill it anywhere, run it again: the run that was never interrupted, byte for byte (one process, dropout 0.1)."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import bertpipe, only, prepare
+
+COMPARED = ("model/model.safetensors", "metrics.jsonl", "checkpoints/step-00000030/optimizer.safetensors")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """A folder with text, config and the artifacts that pretraining needs."""
+    folder = tmp_path_factory.mktemp("made")
+    config = prepare(folder)
+    for stage in ("corpus", "tokenizer", "shards"):
+        bertpipe(stage, "--config", config)
+    return folder
+
+
+def copy(shards: Path, folder: Path) -> Path:
+    """The same artifacts under a root of their own; returns that root."""
+    shutil.copytree(shards / "runs", folder / "runs")
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shards, tmp_path_factory) -> Path:
+    root = copy(shards, tmp_path_factory.mktemp("whole"))
+    bertpipe("pretrain", "--config", shards / "tiny.yaml", "--runtime.root", root)
+    return only(root, "pretrain")
+
+
+def start(shards: Path, root: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "bertpipe.cli", "pretrain", "--config", shards / "tiny.yaml"]
+    return subprocess.Popen([*map(str, command), "--runtime.root", str(root)], stderr=subprocess.PIPE, text=True)
+
+
+def kill_after(process: subprocess.Popen, root: Path, step: int, seconds: float) -> bool:
+    """kill -9 `seconds` after the checkpoint of `step` stands; whether the run was still going."""
+    while process.poll() is None and step and not list(root.glob(f"pretrain-*/checkpoints/step-{step:08d}")):
+        time.sleep(0.002)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+    return process.returncode == -signal.SIGKILL
+
+
+def same(a: Path, b: Path) -> None:
+    for name in COMPARED:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def test_kill_9_at_three_moments_changes_nothing(shards, uninterrupted, tmp_path):
+    root = copy(shards, tmp_path)
+    moments = random.Random(time.time_ns())
+    kills = [kill_after(start(shards, root), root, step, moments.uniform(0, 0.15)) for step in (5, 15, 20)]
+    assert sum(kills) >= 2, "the run was over before it could be killed"
+    done = bertpipe("pretrain", "--config", shards / "tiny.yaml", "--runtime.root", root)
+    assert "resuming after step" in done.stdout
+    same(only(root, "pretrain"), uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends_with_130(shards, uninterrupted, tmp_path, number):
+    root = copy(shards, tmp_path)
+    process = start(shards, root)
+    while process.poll() is None and not list(root.glob("pretrain-*/checkpoints/step-00000005")):
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.strip() == "bertpipe: interrupted; the same command goes on from here"
+    assert not [p for p in root.glob("pretrain-*") if not p.name.endswith(".partial")]
+    bertpipe("pretrain", "--config", shards / "tiny.yaml", "--runtime.root", root)
+    same(only(root, "pretrain"), uninterrupted)
+
+
+def test_a_damaged_checkpoint_is_passed_over_aloud(shards, uninterrupted, tmp_path):
+    root = copy(shards, tmp_path)
+    assert kill_after(start(shards, root), root, 10, 0)
+    newest = sorted(root.glob("pretrain-*/checkpoints/step-????????"))[-1]
+    weights = newest / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    done = bertpipe("pretrain", "--config", shards / "tiny.yaml", "--runtime.root", root)
+    assert f"checkpoint passed over: {weights}: content differs" in done.stderr
+    assert "resuming after step" in done.stdout
+    same(only(root, "pretrain"), uninterrupted)
+
+
+def test_two_processes_see_one_processs_batches(shards, uninterrupted, tmp_path):
+    """torchrun with two gloo processes: the same batches, losses within 1e-4; three processes are refused."""
+    root = copy(shards, tmp_path)
+    script = Path(__file__).parents[2] / "pretrain.py"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    arguments = [str(script), "--config", str(shards / "tiny.yaml"), "--runtime.root", str(root)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    refused = subprocess.run(
+        [*launch, "--nproc_per_node=3", *arguments], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert refused.returncode != 0
+    assert "3 processes can't share train.slots_per_step = 4 slots evenly; run 1, 2, 4 processes" in refused.stderr
+
+    done = subprocess.run(
+        [*launch, "--nproc_per_node=2", *arguments], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es) x 1 thread(s)" in done.stdout
+    read = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (uninterrupted, only(root, "pretrain"))
+    ]
+    assert len(read[0]) == len(read[1])
+    for one, two in zip(*read, strict=True):
+        assert one.keys() == two.keys()
+        for key in ("step", "epoch", "tokens", "sequences", "fill"):
+            assert one.get(key) == two.get(key)
+        for key in ("loss", "eval_loss", "grad_norm"):
+            assert one.get(key, 0) == pytest.approx(two.get(key, 0), abs=1e-4)
