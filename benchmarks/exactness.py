@@ -277,22 +277,22 @@ def count_equal(reference: list[str], others: list[list[str]]) -> tuple[int, int
 # S2
 
 
-def time_reductions(rank: int, world: int, setup: Setup, steps: int) -> dict[str, list[float]]:
-    """Seconds of each whole step (optimizer included), the reductions taking turns."""
+def time_reductions(rank: int, world: int, setup: Setup, steps: int) -> dict[str, list[tuple[float, float]]]:
+    """(wall, CPU) seconds of each whole step of this rank, optimizer included, the reductions taking turns."""
     module = MaskedLM(setup)
     ddp = DistributedDataParallel(module)
     reductions = {name: make(ddp, setup, rank, world) for name, make in REDUCTIONS.items()}
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
-    seconds: dict[str, list[float]] = {name: [] for name in REDUCTIONS}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in REDUCTIONS}
     for step in range(steps + 1):
         for name, reduce in reductions.items():
             dist.barrier()
-            started = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             reduce("bf16")
             optimizer.step()
             dist.barrier()
             if step:  # the first warms up
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
             module.zero_grad(set_to_none=True)
     return seconds
 
@@ -300,23 +300,33 @@ def time_reductions(rank: int, world: int, setup: Setup, steps: int) -> dict[str
 def answer_s2() -> list[dict[str, Any]]:
     answer = []
     print("\nS2  milliseconds a step in bf16, median [quartiles]; price: median over steps of exact / fast - 1")
+    print("    CPU is what one rank computed: on a busy machine it tells more than the wall does")
     for setup, steps in ((SMALL, 40), (MINI, 6)):
         print(f"  {setup.name}, {SLOTS} slots a step")
         for world in WORLDS:
             seconds = start(world, time_reductions, setup, steps)[0]
             row: dict[str, Any] = {"setup": asdict(setup), "world": world, "steps": steps}
-            for name, values in seconds.items():
-                low, middle, high = statistics.quantiles(values, n=4)
-                ratios = [value / fast - 1 for value, fast in zip(values, seconds["fast"], strict=True)]
-                row[name] = {"ms": [round(1e3 * v, 1) for v in (low, middle, high)]}
-                row[name]["price"] = round(statistics.median(ratios), 3)
+            turns = [dict(zip(seconds, turn, strict=True)) for turn in zip(*seconds.values(), strict=True)]
+            for number, clock in enumerate(("wall", "cpu")):
+                row[clock] = compare([{name: both[number] for name, both in turn.items()} for turn in turns])
             answer.append(row)
-            cells = (
-                f"{n} {row[n]['ms'][1]:.0f} [{row[n]['ms'][0]:.0f}-{row[n]['ms'][2]:.0f}] {row[n]['price']:+.1%}"
-                for n in REDUCTIONS
-            )
-            print(f"    world {world}: " + "   ".join(cells))
+            for clock in ("wall", "cpu"):
+                cells = (
+                    f"{name} {f['median']:.0f} [{f['low']:.0f}-{f['high']:.0f}] {f['price']:+.1%}"
+                    for name, f in row[clock].items()
+                )
+                print(f"    world {world} {clock:<4} " + "   ".join(cells))
     return answer
+
+
+def compare(turns: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Median and quartiles in ms of each reduction, and its price beside `fast` of the same turn."""
+    facts = {}
+    for name in REDUCTIONS:
+        low, median, high = (round(1e3 * q, 1) for q in statistics.quantiles((turn[name] for turn in turns), n=4))
+        price = round(statistics.median(turn[name] / turn["fast"] - 1 for turn in turns), 3)
+        facts[name] = {"low": low, "median": median, "high": high, "price": price}
+    return facts
 
 
 # Processes

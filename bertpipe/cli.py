@@ -13,7 +13,7 @@ from pathlib import Path
 from bertpipe import __version__, artifact
 from bertpipe.config import Config, parser, read_config
 from bertpipe.errors import ArtifactError, BertpipeError, ConfigError
-from bertpipe.pipeline import STAGES, Pipeline, is_main
+from bertpipe.pipeline import MULTI_PROCESS, STAGES, Pipeline, is_main, wanted
 
 USAGE = "bertpipe COMMAND [--config FILE ...] [--section.key value ...]"
 COMMANDS = {
@@ -71,7 +71,9 @@ def _main(argv: list[str]) -> int:
     pipeline = Pipeline(cfg)
     if command == "plan":
         return _plan(pipeline)
-    for name in _stages(command, cfg):
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and command not in MULTI_PROCESS:
+        raise ConfigError(f"{command} runs in one process; launch several for {' and '.join(MULTI_PROCESS)} only")
+    for name in wanted(cfg) if command == "all" else (command,):
         _run(pipeline, name)
     if command == "all" and is_main():
         _close(pipeline)
@@ -102,12 +104,6 @@ def _split(argv: list[str]) -> tuple[list[Path], list[tuple[str, str]]]:
     return files, flags
 
 
-def _stages(command: str, cfg: Config) -> list[str]:
-    if command != "all":
-        return [command]
-    return [name for name in STAGES if name != "finetune" or cfg.finetune.tasks]
-
-
 def _run(pipeline: Pipeline, name: str) -> None:
     folder = pipeline.locate(name)
     made = pipeline.run(name)
@@ -126,7 +122,7 @@ def _close(pipeline: Pipeline) -> None:
 
 
 def _plan(pipeline: Pipeline) -> int:
-    for name in _stages("all", pipeline.cfg):
+    for name in wanted(pipeline.cfg):
         state, detail = pipeline.state(name)
         print(f"{name:<10} {state:<8} {detail}")
     return 0

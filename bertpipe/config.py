@@ -8,6 +8,7 @@ speed or place and stays out.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bertpipe.errors import ConfigError
+
+
+def listed(value: str | list[str]) -> list[str]:
+    """A setting that is one name or several, as a list."""
+    return [value] if isinstance(value, str) else list(value)
 
 
 class Section(BaseModel):
@@ -168,7 +174,7 @@ class FinetuneConfig(Section):
     """Checkpoint to fine-tune (folder or Hub id); unset takes this run's pretrained model."""
     seeds: int | list[int] = 3
     """Runs a task: a number n (seeds 1..n) or the seeds themselves."""
-    baselines: list[str] = Field(default_factory=list)
+    baselines: str | list[str] = Field(default_factory=list)
     """Compared with the model on the same data: majority, tfidf (classification), scratch (same architecture, random
     weights, same recipe)."""
     epochs: int = Field(default=3, ge=1)
@@ -198,7 +204,7 @@ class ReportConfig(Section):
 
     title: str = "bertpipe run"
     """Heading of the page."""
-    fill_mask: list[str] = Field(default_factory=lambda: ["The [MASK] of a function is returned to the caller."])
+    fill_mask: str | list[str] = Field(default_factory=lambda: ["The [MASK] of a function is returned to the caller."])
     """Sentences with one [MASK] each, filled in by the pretrained model."""
 
 
@@ -265,23 +271,34 @@ def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Conf
     """
     from jsonargparse import ArgumentError
 
-    for path in files:
-        check_keys(_read_yaml(path), str(path))
+    trees = {path: _read_yaml(path) for path in files}
+    for path, tree in trees.items():
+        check_keys(tree, str(path))
     for name, _ in flags:
         section, _, key = name.partition(".")
         check_keys({section: {key: None}} if key else {section: None}, f"--{name}")
-    argv = [part for path in files for part in ("--config", str(path))]
+    argv = [part for path in files if trees[path] for part in ("--config", str(path))]
     argv += [part for name, text in flags for part in (f"--{name}", text)]
     try:
-        tree = parser(Config.model_fields).parse_args(argv).as_dict()
-        tree.pop("config")
-        return Config(**tree)
+        resolved = parser(Config.model_fields).parse_args(argv).as_dict()
+        resolved.pop("config")
+        return Config(**resolved)
     except ArgumentError as error:
-        raise ConfigError(" ".join(str(error).split())) from None
+        raise ConfigError(_plainly(str(error))) from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{key}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _plainly(message: str) -> str:
+    """jsonargparse's message as `key: what is wrong, got value`, in one line."""
+    text = " ".join(message.split())
+    found = re.match(r'Parser key "(?P<key>[^"]+)": (?P<reason>.*?)\.? Got value: (?P<value>.*)', text)
+    if not found:
+        return text
+    reason = re.search(r"Input should be .*?(?= \[type=)", found["reason"])
+    return f"{found['key']}: {reason[0] if reason else found['reason']}, got {found['value']}"
 
 
 def parser(sections: Sequence[str] | dict[str, Any], **options: Any) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bertpipe import artifact
-from bertpipe.config import Config, read_preset
+from bertpipe.config import Config, listed, read_preset
 from bertpipe.errors import ArtifactError
 
 MULTI_PROCESS = ("pretrain", "finetune")
@@ -58,8 +58,7 @@ def _pretrain_raw(cfg: Config, cache: Path) -> dict[str, Any]:
 def _finetune_raw(cfg: Config, cache: Path) -> dict[str, Any]:
     from bertpipe.downstream import tasks
 
-    names = [cfg.finetune.tasks] if isinstance(cfg.finetune.tasks, str) else cfg.finetune.tasks
-    data = tasks.identify(names, cfg.finetune.data, cache)
+    data = tasks.identify(listed(cfg.finetune.tasks), cfg.finetune.data, cache)
     return {"data": data} | ({"model": identify_model(cfg.finetune.model, cache)} if cfg.finetune.model else {})
 
 
@@ -72,8 +71,15 @@ def identify_model(name: str, cache: Path) -> Any:
 
 
 def _everything_made(cfg: Config) -> tuple[str, ...]:
-    made = ("corpus", "tokenizer", "shards", "pretrain")
-    return (*made, "finetune") if cfg.finetune.tasks else made
+    """What report and publish look at; with `finetune.model` nothing was pretrained here."""
+    made: tuple[str, ...] = () if cfg.finetune.model else ("corpus", "tokenizer", "shards", "pretrain")
+    return (*made, "finetune") if listed(cfg.finetune.tasks) else made
+
+
+def wanted(cfg: Config) -> tuple[str, ...]:
+    """The stages of `bertpipe all`; a model from elsewhere is published only as a fine-tuned one."""
+    publishes = not cfg.finetune.model or cfg.publish.task
+    return (*_everything_made(cfg), "report", *(["publish"] if publishes else []))
 
 
 STAGES = {

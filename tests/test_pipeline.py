@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,9 +141,12 @@ def test_go_on_from_a_checkpoint(made, tmp_path):
     """model.init takes a finished run's folder; its loss starts where that run ended."""
     folder, arguments, _ = made
     first = only(folder / "runs", "pretrain")
-    more = ["--model.init", str(first / "model"), "--train.steps", "4", "--train.eval_every", "4"]
+    for stage in ("corpus", "tokenizer", "shards"):
+        made_before = only(folder / "runs", stage)
+        shutil.copytree(made_before, tmp_path / "runs" / made_before.name)
+    more = ["--model.init", str(first / "model"), "--train.steps", "4", "--runtime.root", str(tmp_path / "runs")]
     bertpipe("pretrain", *arguments, *more)
-    second = next(p for p in (folder / "runs").glob("pretrain-*") if p != first)
+    second = only(tmp_path / "runs", "pretrain")
     ended = json.loads((first / "manifest.json").read_text())["counts"]["eval_loss"]
     started = json.loads((second / "metrics.jsonl").read_text().splitlines()[0])["loss"]
     assert started < ended + 0.5

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from bertpipe.cli import COMMANDS
+from bertpipe.cli import _split as split
+from bertpipe.config import read_config
 
 ROOT = Path(__file__).parents[1]
 TARGETS = ["help", "setup", "demo", "test", "test-slow", "check", "bench", "clean"]
@@ -188,3 +193,37 @@ def test_accelerate_file_starts_more_than_one_process(path, tmp_path):
 def test_shell_script_parses(path):
     assert run("bash", "-n", path).returncode == 0
     assert "set -euo pipefail" in (ROOT / path).read_text(encoding="utf-8")
+
+
+def readme_commands() -> list[list[str]]:
+    """Every command of the README's code blocks that ends in a stage and its settings: [stage, flags...]."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = []
+    for line in text.splitlines():
+        words = shlex.split(line, comments=True) if line.startswith("    ") and "bin/" in line else []
+        for number, word in enumerate(words):
+            if word in (".venv/bin/bertpipe", "pretrain.py"):
+                commands.append(
+                    words[number + 1 :] if word.endswith("bertpipe") else ["pretrain", *words[number + 1 :]]
+                )
+    return commands
+
+
+def test_readme_has_commands():
+    assert len(readme_commands()) >= 7
+
+
+@pytest.mark.parametrize("command", readme_commands(), ids=" ".join)
+def test_readme_command_is_understood(command):
+    """Known command, known settings of the right type; the paths that stand for the reader's own are left out."""
+    stage, *flags = command
+    assert stage in COMMANDS
+    files, settings = split(flags)
+    read_config([ROOT / file for file in files if file.name != "my-run.yaml"], settings)
+
+
+def test_readme_names_files_that_are_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:configs|launch|docs|benchmarks)/[\w./-]*\w", text))
+    assert len(named) >= 5
+    assert [name for name in named if not (ROOT / name).exists()] == []

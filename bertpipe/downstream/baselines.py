@@ -27,6 +27,7 @@ def tfidf(splits: dict[str, Split], seed: int = 0) -> np.ndarray:
     """[validation] codes from logistic regression on TF-IDF word weights; the two texts of a pair are joined."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     train, validation = splits["train"], splits["validation"]
     assert train.label_names is not None and train.labels is not None, "classification only"
@@ -37,7 +38,9 @@ def tfidf(splits: dict[str, Split], seed: int = 0) -> np.ndarray:
     # merely because its words are short.
     vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
     words = vectorizer.fit_transform([" ".join(texts) for texts in train.texts])
-    model = LogisticRegression(max_iter=1_000, random_state=seed).fit(words, train.labels)
+    # Too small for several threads: on two busy cores they waited for one another, 48 s where one thread took 2.
+    with threadpool_limits(1, user_api="blas"):
+        model = LogisticRegression(max_iter=1_000, random_state=seed).fit(words, train.labels)
     return model.predict(vectorizer.transform([" ".join(texts) for texts in validation.texts])).astype(np.int64)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from bertpipe import artifact
-from bertpipe.config import Config, FinetuneConfig
+from bertpipe.config import Config, FinetuneConfig, listed
 from bertpipe.data.batches import Examples, ExampleSlots, pack_examples
 from bertpipe.downstream import tasks
 from bertpipe.downstream.baselines import BASELINES
@@ -64,7 +64,7 @@ class Job:
 def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any]) -> None:
     """Fine-tune and score; every process calls it, the main one writes into `out`."""
     settings = cfg.finetune
-    names = [settings.tasks] if isinstance(settings.tasks, str) else settings.tasks
+    names = listed(settings.tasks)
     check(settings, names)
     place = Place(cfg.runtime, settings.precision)
     place.share(settings.slots_per_step, "finetune.slots_per_step")
@@ -94,7 +94,7 @@ def check(settings: FinetuneConfig, names: list[str]) -> None:
     for name in names:
         tasks.get(name)
     choices = (*BASELINES, SCRATCH)
-    for name in settings.baselines:
+    for name in listed(settings.baselines):
         if name not in choices:
             raise ConfigError(f"finetune.baselines: {name!r} is not one of {', '.join(choices)}")
 
@@ -104,8 +104,9 @@ def runs(settings: FinetuneConfig, task: Task) -> list[tuple[str, int]]:
     seeds = list(range(1, settings.seeds + 1)) if isinstance(settings.seeds, int) else settings.seeds
     if not seeds:
         raise ConfigError("finetune.seeds: give at least one")
-    trained = ["model", *(name for name in settings.baselines if name == SCRATCH)]
-    plain = [name for name in settings.baselines if name in BASELINES and task.kind in BASELINES[name].kinds]
+    baselines = listed(settings.baselines)
+    trained = ["model", *(name for name in baselines if name == SCRATCH)]
+    plain = [name for name in baselines if name in BASELINES and task.kind in BASELINES[name].kinds]
     return [(init, seed) for init in trained for seed in seeds] + [(init, seeds[0]) for init in plain]
 
 

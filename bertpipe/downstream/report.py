@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bertpipe.artifact import write_json
-from bertpipe.config import Config
+from bertpipe.config import Config, listed
 from bertpipe.downstream.facts import gather, is_number
 from bertpipe.downstream.figures import INIT_NAMES, make_figures
 from bertpipe.errors import ArtifactError, ConfigError
@@ -28,8 +28,8 @@ UNKNOWN = "–"
 def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict) -> None:
     """Write out/report.html and out/report.json from whichever artifacts `inputs` names; what is missing is said."""
     facts = gather(cfg, inputs)
-    facts["fill_mask"] = fill_masks(inputs["pretrain"] / "model", cfg.report.fill_mask) if "pretrain" in inputs else []
-    facts["segments"] = segment(inputs["tokenizer"], cfg.report.fill_mask) if "tokenizer" in inputs else []
+    facts["fill_mask"] = fill_masks(inputs["pretrain"] / "model", listed(cfg.report.fill_mask)) if "pretrain" in inputs else []
+    facts["segments"] = segment(inputs["tokenizer"], listed(cfg.report.fill_mask)) if "tokenizer" in inputs else []
     (out / PAGE).write_text(render(facts), encoding="utf-8")
     write_json(out / FIGURES, clean(facts))
     counts.update(page=PAGE, missing=facts["missing"], fill_mask=len(facts["fill_mask"]))

@@ -197,7 +197,7 @@ def open_record(cfg: Config, place: Place, out: Path) -> Record:
         return Record(None)
     tracker = None
     if cfg.runtime.wandb:
-        tracker = Wandb(cfg.runtime.wandb, out, cfg.model_dump(mode="json"), out.name.removesuffix(artifact.PARTIAL))
+        tracker = Wandb(cfg.runtime.wandb, Path(cfg.runtime.root), cfg.model_dump(mode="json"), out.name.removesuffix(artifact.PARTIAL))
     return Record(out, cfg.runtime.log_every, tracker)
 
 

@@ -109,6 +109,6 @@ def test_workers_end_with_their_parent(tmp_path, how):
         else:
             parent.kill()
         # The workers hold the pipes' other ends too: this returns when the last of them is gone.
-        _, errors = parent.communicate(timeout=30)
+        _, errors = parent.communicate(timeout=300)
     assert parent.returncode == (130 if how == "Ctrl-C" else -signal.SIGKILL)
     assert "Traceback" not in errors

@@ -129,7 +129,7 @@ def test_pretraining_losses_are_those_of_trainer(shards, tmp_path):
     batches = [as_padded(source.slots(step, 0, 2), token_labels) for step in range(STEPS)]
     expected = trainer_losses(bert(tr.AutoModelForMaskedLM), batches, tmp_path / "trainer")
     found = fit(MaskedLM(bert(tr.AutoModelForMaskedLM)), source, tmp_path / "ours")
-    assert np.mean(expected[-5:]) < np.mean(expected[:5]) - 0.1, "it learnt something"
+    assert np.mean(expected[-5:]) < np.mean(expected[:5]) - 0.02, "it learnt something"
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
