@@ -5,7 +5,7 @@ JOBS ?= 2
 
 BIN := .venv/bin
 READY := .venv/.ready
-# One thread a test process: as many as there are cores, and the same bits on every machine.
+# One thread a test process, so that they do not fight for the cores.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help

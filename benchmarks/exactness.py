@@ -57,6 +57,7 @@ class Setup:
 
 SMALL = Setup("BERT 2x64, vocabulary 1,000, slots of 8 x 64", 2, 64, 1_000, 8, 64)
 MINI = Setup("BERT-mini 4x256, vocabulary 30,522, slots of 8 x 128", 4, 256, 30_522, 8, 128)
+TIMED = ((SMALL, 40), (MINI, 6))  # with steps
 
 
 class MaskedLM(nn.Module):
@@ -242,27 +243,29 @@ def answer_s0() -> dict[str, Any]:
 # S1
 
 
-def hash_slots(rank: int, world: int, count: int, precision: str, threads: int) -> list[str]:
-    """Digest of each slot's gradient, visited in an order of this rank's own."""
+def hash_slots(rank: int, world: int, count: int, threads: int) -> dict[str, list[str]]:
+    """Digest of each slot's gradient, the slots visited in an order of this rank's own."""
     torch.set_num_threads(threads)
     module = MaskedLM(SMALL)
-    hashes = [""] * count
-    for slot in torch.randperm(count, generator=torch.Generator().manual_seed(rank)).tolist():
-        backward(module, SMALL, slot, precision, scale=1.0)
-        hashes[slot] = digest(take_gradient(module))
+    hashes = {precision: [""] * count for precision in PRECISIONS}
+    for precision, slots in hashes.items():
+        for slot in torch.randperm(count, generator=torch.Generator().manual_seed(rank)).tolist():
+            backward(module, SMALL, slot, precision, scale=1.0)
+            slots[slot] = digest(take_gradient(module))
     return hashes
 
 
 def answer_s1(comparisons: int) -> dict[str, Any]:
     answer: dict[str, Any] = {}
     print("\nS1  the same slot in different processes, each visiting the slots in its own order")
+    one = start(5, hash_slots, comparisons // 4, 1)
+    two = start(2, hash_slots, comparisons // 20, 2)
     for precision in PRECISIONS:
-        one = start(5, hash_slots, comparisons // 4, precision, 1)
-        two = start(2, hash_slots, comparisons // 20, precision, 2)
+        alone, paired = [rank[precision] for rank in one], [rank[precision] for rank in two]
         answer[precision] = {
-            "1 thread": count_equal(one[0], one[1:]),
-            "2 threads": count_equal(two[0], two[1:]),
-            "2 threads against 1": count_equal(one[0], two[:1]),
+            "1 thread": count_equal(alone[0], alone[1:]),
+            "2 threads": count_equal(paired[0], paired[1:]),
+            "2 threads against 1": count_equal(alone[0], paired[:1]),
         }
         for name, (equal, total) in answer[precision].items():
             print(f"  {precision} {name}: {equal} of {total} bitwise equal")
@@ -275,6 +278,10 @@ def count_equal(reference: list[str], others: list[list[str]]) -> tuple[int, int
 
 
 # S2
+
+
+def time_setups(rank: int, world: int) -> list[dict[str, list[tuple[float, float]]]]:
+    return [time_reductions(rank, world, setup, steps) for setup, steps in TIMED]
 
 
 def time_reductions(rank: int, world: int, setup: Setup, steps: int) -> dict[str, list[tuple[float, float]]]:
@@ -299,23 +306,20 @@ def time_reductions(rank: int, world: int, setup: Setup, steps: int) -> dict[str
 
 def answer_s2() -> list[dict[str, Any]]:
     answer = []
-    print("\nS2  milliseconds a step in bf16, median [quartiles]; price: median over steps of exact / fast - 1")
+    print(f"\nS2  milliseconds a step of {SLOTS} slots, bf16: median [quartiles]; price: median of exact / fast - 1")
     print("    CPU is what one rank computed: on a busy machine it tells more than the wall does")
-    for setup, steps in ((SMALL, 40), (MINI, 6)):
-        print(f"  {setup.name}, {SLOTS} slots a step")
-        for world in WORLDS:
-            seconds = start(world, time_reductions, setup, steps)[0]
+    for world in WORLDS:
+        for (setup, steps), seconds in zip(TIMED, start(world, time_setups)[0], strict=True):
             row: dict[str, Any] = {"setup": asdict(setup), "world": world, "steps": steps}
             turns = [dict(zip(seconds, turn, strict=True)) for turn in zip(*seconds.values(), strict=True)]
             for number, clock in enumerate(("wall", "cpu")):
                 row[clock] = compare([{name: both[number] for name, both in turn.items()} for turn in turns])
-            answer.append(row)
-            for clock in ("wall", "cpu"):
                 cells = (
                     f"{name} {f['median']:.0f} [{f['low']:.0f}-{f['high']:.0f}] {f['price']:+.1%}"
                     for name, f in row[clock].items()
                 )
-                print(f"    world {world} {clock:<4} " + "   ".join(cells))
+                print(f"    {setup.name.partition(',')[0]:<15} world {world} {clock:<4} " + "   ".join(cells))
+            answer.append(row)
     return answer
 
 

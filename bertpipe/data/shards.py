@@ -137,9 +137,7 @@ class ShardWriter:
         self.dtype = token_dtype(vocab_size)
         self.unigrams = np.zeros(vocab_size, np.int64)
         self.shards: list[dict[str, int]] = []
-        self._tokens: _GrowingNpy | None = None
-        self._documents: list[np.ndarray] = []
-        self._sentences: list[np.ndarray] = []
+        self._open: dict[str, _GrowingNpy] | None = None  # of the shard at hand
 
     def add(self, tokens: np.ndarray, documents: np.ndarray, sentences: np.ndarray) -> None:
         """Append whole documents.
@@ -159,9 +157,9 @@ class ShardWriter:
         first = 0  # document
         while first < len(documents):
             start = int(document_ends[first - 1]) if first else 0
-            room = self.shard_tokens - (self._tokens.length if self._tokens else 0)
+            room = self.shard_tokens - (self._open["tokens"].length if self._open else 0)
             last = int(np.searchsorted(document_ends, start + room, side="right"))
-            if last == first and self._tokens is None:
+            if last == first and self._open is None:
                 last = first + 1  # longer than a shard may be: a shard of its own
             if last > first:
                 stop = int(document_ends[last - 1])
@@ -172,27 +170,27 @@ class ShardWriter:
             first = last
 
     def _append(self, tokens: np.ndarray, documents: np.ndarray, sentences: np.ndarray) -> None:
-        if self._tokens is None:
-            self._tokens = _GrowingNpy(self.folder / f"tokens-{len(self.shards):05d}.npy", self.dtype)
-        self._tokens.append(tokens)
-        self._documents.append(documents)
-        self._sentences.append(sentences)
+        if self._open is None:
+            offsets = np.dtype(np.int64)
+            dtypes = {"tokens": self.dtype, "documents": offsets, "sentences": offsets}
+            self._open = {n: _GrowingNpy(self.folder / f"{n}-{len(self.shards):05d}.npy", d) for n, d in dtypes.items()}
+            for name in ("documents", "sentences"):
+                self._open[name].append(np.zeros(1, np.int64))
+        start = self._open["tokens"].length
+        self._open["tokens"].append(tokens)
+        self._open["documents"].append(start + np.cumsum(documents))
+        self._open["sentences"].append(start + np.cumsum(sentences))
 
     def _finish(self) -> None:
-        assert self._tokens is not None
-        number, lengths = len(self.shards), {"documents": self._documents, "sentences": self._sentences}
-        entry = {"tokens": self._tokens.length}
-        self._tokens.close()
-        for name, parts in lengths.items():
-            offsets = np.concatenate([np.zeros(1, np.int64), *parts]).cumsum(dtype=np.int64)
-            np.save(self.folder / f"{name}-{number:05d}.npy", offsets, allow_pickle=False)
-            entry[name] = len(offsets) - 1
-        self.shards.append(entry)
-        self._tokens, self._documents, self._sentences = None, [], []
+        assert self._open is not None
+        for file in self._open.values():
+            file.close()
+        self.shards.append({name: file.length - (name != "tokens") for name, file in self._open.items()})
+        self._open = None
 
     def close(self) -> dict[str, Any]:
         """Finish the last shard; returns {"documents", "sentences", "tokens", "shards": [one entry each]}."""
-        if self._tokens is not None:
+        if self._open is not None:
             self._finish()
         np.save(self.folder / "unigrams.npy", self.unigrams, allow_pickle=False)
         names = ("documents", "sentences", "tokens")

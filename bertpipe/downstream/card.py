@@ -250,14 +250,14 @@ def limits(cfg: Config, facts: dict[str, Any]) -> list[str]:
     unknown = facts.get("tokenizer", {}).get("unknown_rate")
     if is_number(unknown) and unknown > 0.01:
         lines.append(f"{100 * unknown:.1f} % of the tokens of its own training text are unknown to its vocabulary.")
-    return lines + _score_limits(shown_tasks(cfg, facts))
+    return lines + _score_limits(shown_tasks(cfg, facts), cfg.finetune.epochs)
 
 
-def _score_limits(tasks: dict[str, Any]) -> list[str]:
+def _score_limits(tasks: dict[str, Any], epochs: int) -> list[str]:
     """What to keep in mind about the scores, each line naming the tasks it holds for."""
     runs = {name: [run for run in task.get("runs", []) if run.get("init") == "model"] for name, task in tasks.items()}
     single = [name for name, rows in runs.items() if len(rows) == 1]
-    chosen = [name for name, rows in runs.items() if any(run.get("best_epoch") is not None for run in rows)]
+    chosen = [name for name, rows in runs.items() if epochs > 1 and any(run.get("best_epoch") for run in rows)]
     cut = [f"{name} ({task['truncated']:,})" for name, task in tasks.items() if task.get("truncated")]
     lines = []
     if single:

@@ -35,6 +35,7 @@ from bertpipe.errors import ConfigError
 from bertpipe.model import encoders
 from bertpipe.model.objectives import SequenceLabel
 from bertpipe.train import loop
+from bertpipe.train.checkpoint import save_model
 from bertpipe.train.optim import Optimizer, Recipe
 from bertpipe.train.place import Place
 from bertpipe.train.pretrain import load_tokenizer
@@ -217,7 +218,7 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
                 logits = best.logits if split == "validation" else predict(objective, job, split, place)
                 _write_predictions(job, split, logits, scratch / f"predictions-{split}.jsonl")
         if init == "model":
-            encoders.save(objective.model, scratch / "model", job.tokenizer)
+            save_model(objective.model, job.tokenizer, scratch / "model")
     return {"scores": best.scores, "best_epoch": best.epoch, "by_epoch": best.history}
 
 

@@ -92,6 +92,17 @@ def copy_model(source: Path, folder: Path) -> None:
         else:
             shutil.copyfile(path, folder / name)
 
+    if not (folder / "vocab.txt").exists():
+        _write_vocabulary(folder)
+
+
+def _write_vocabulary(folder: Path) -> None:
+    """vocab.txt, for tools that read nothing newer, from a WordPiece tokenizer.json."""
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("model", {})
+    pieces = sorted(model.get("vocab", {}), key=model.get("vocab", {}).get) if model.get("type") == "WordPiece" else []
+    if pieces and model["vocab"][pieces[-1]] == len(pieces) - 1:  # a line number is an id, so ids must have no gap
+        (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
+
 
 def _copy_config(source: Path, target: Path) -> None:
     config = json.loads(source.read_text(encoding="utf-8"))

@@ -28,7 +28,9 @@ UNKNOWN = "–"
 def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict) -> None:
     """Write out/report.html and out/report.json from whichever artifacts `inputs` names; what is missing is said."""
     facts = gather(cfg, inputs)
-    facts["fill_mask"] = fill_masks(inputs["pretrain"] / "model", listed(cfg.report.fill_mask)) if "pretrain" in inputs else []
+    facts["fill_mask"] = (
+        fill_masks(inputs["pretrain"] / "model", listed(cfg.report.fill_mask)) if "pretrain" in inputs else []
+    )
     facts["segments"] = segment(inputs["tokenizer"], listed(cfg.report.fill_mask)) if "tokenizer" in inputs else []
     (out / PAGE).write_text(render(facts), encoding="utf-8")
     write_json(out / FIGURES, clean(facts))

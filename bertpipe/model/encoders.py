@@ -153,8 +153,8 @@ def encode(model: Any, batch: Any) -> torch.Tensor:
     return output.last_hidden_state[0]
 
 
-def save(model: nn.Module, folder: Path, tokenizer: Any = None) -> None:
-    """Write a stock folder that `from_pretrained` loads anywhere: safetensors, group-readable, no trace of us."""
+def save(model: nn.Module, folder: Path) -> None:
+    """Write a stock folder that `from_pretrained` loads anywhere: safetensors, no trace of us."""
     stock: Any = model
     packed = stock.config._attn_implementation
     stock.set_attn_implementation("eager")
@@ -162,10 +162,6 @@ def save(model: nn.Module, folder: Path, tokenizer: Any = None) -> None:
         stock.save_pretrained(folder)
     finally:
         stock.set_attn_implementation(packed)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    for path in folder.iterdir():
-        path.chmod(0o644)
 
 
 def count_parameters(model: nn.Module) -> int:

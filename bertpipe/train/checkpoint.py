@@ -18,14 +18,23 @@ import torch
 from safetensors.torch import load_file, load_model, save_file
 
 from bertpipe import artifact
+from bertpipe.data.tokenizer import save as save_tokenizer
 from bertpipe.model import encoders
 from bertpipe.train.optim import Optimizer
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """A stock folder with its tokenizer, readable by the group (transformers writes weights with mode 0600)."""
+    encoders.save(model, folder)
+    save_tokenizer(tokenizer, folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)
 
 
 class Checkpoints:
     """The checkpoints of one run; one process writes, every process reads."""
 
-    def __init__(self, folder: Path, keep: int, tokenizer: Any = None):
+    def __init__(self, folder: Path, keep: int, tokenizer: Any):
         self.folder, self.keep, self.tokenizer = folder, keep, tokenizer
 
     def save(self, step: int, model: Any, optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -36,7 +45,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         artifact.discard(target.with_name(target.name + artifact.PARTIAL))
         with artifact.committing(target, kind="checkpoint") as (scratch, counts):
-            encoders.save(model, scratch / "model", self.tokenizer)
+            save_model(model, self.tokenizer, scratch / "model")
             tensors = {name: t.detach().contiguous().cpu() for name, t in optimizer.state().items()}
             save_file(tensors, scratch / "optimizer.safetensors")
             artifact.write_json(scratch / "state.json", state | {"step": step})

@@ -233,4 +233,6 @@ class _Bar:
         """Show an evaluation."""
         if self.shown:
             text = "  ".join(f"{k.removeprefix('eval_').replace('_', ' ')} {v:.4g}" for k, v in figures.items())
-            self.bar.console.print(f"{self.settings.description}: step {step}  hold-out: {text}", highlight=False)
+            self.bar.console.print(
+                f"{self.settings.description}: step {step}  hold-out: {text}", highlight=False, soft_wrap=True
+            )

@@ -28,7 +28,7 @@ from bertpipe.errors import ConfigError
 from bertpipe.model import attention, encoders
 from bertpipe.model.objectives import OBJECTIVES, Objective
 from bertpipe.train import loop
-from bertpipe.train.checkpoint import Checkpoints
+from bertpipe.train.checkpoint import Checkpoints, save_model
 from bertpipe.train.optim import Optimizer, Recipe
 from bertpipe.train.place import Place
 from bertpipe.train.tracking import Record, Wandb
@@ -71,7 +71,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
         )
     if place.is_main:
         artifact.discard(out / "plans")
-        encoders.save(model, out / "model", tokenizer)
+        save_model(model, tokenizer, out / "model")
         counts |= {
             "parameters": encoders.count_parameters(model),
             "steps": cfg.train.steps,
@@ -197,7 +197,8 @@ def open_record(cfg: Config, place: Place, out: Path) -> Record:
         return Record(None)
     tracker = None
     if cfg.runtime.wandb:
-        tracker = Wandb(cfg.runtime.wandb, Path(cfg.runtime.root), cfg.model_dump(mode="json"), out.name.removesuffix(artifact.PARTIAL))
+        name = out.name.removesuffix(artifact.PARTIAL)
+        tracker = Wandb(cfg.runtime.wandb, Path(cfg.runtime.root), cfg.model_dump(mode="json"), name)
     return Record(out, cfg.runtime.log_every, tracker)
 
 

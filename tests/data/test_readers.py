@@ -252,14 +252,14 @@ def test_a_damaged_parquet_file_gives_exact_rows_or_a_bad_record(texts, rows, dr
 @pytest.mark.parametrize(
     ("name", "config", "advice"),
     [
-        ("x.txt", LINES, "line 1: longer than"),
-        ("x.jsonl", LINES, "line 1: longer than"),
+        ("x.txt", LINES, "(it starts at byte 16"),
+        ("x.jsonl", LINES, "(it starts at byte 16"),
         ("x.txt", FILES, "txt_documents: line"),
     ],
 )
 @pytest.mark.parametrize("ending", PACK)
 def test_a_giant_record_is_refused_in_bounded_memory_and_the_next_is_read(tmp_path, name, config, advice, ending):
-    giant = b" " * (5 * record_limit(config)) + b'\n{"text": "next"}\n'
+    giant = b'{"text": "one"}\n' + b" " * (5 * record_limit(config)) + b'\n{"text": "next"}\n'
     data = PACK[ending](giant)
     del giant
     tracemalloc.start()
@@ -269,5 +269,5 @@ def test_a_giant_record_is_refused_in_bounded_memory_and_the_next_is_read(tmp_pa
     finally:
         tracemalloc.stop()
     assert len(bad) == 1 and advice in bad[0].message
-    assert len(texts) == (config is LINES)
+    assert len(texts) == 2 * (config is LINES)
     assert peak < 3 * record_limit(config)

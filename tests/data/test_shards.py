@@ -225,6 +225,7 @@ texts_of = st.lists(st.lists(pieces_of, max_size=8).map("".join), max_size=4)
 @given(texts=texts_of, language=st.sampled_from(LANGUAGES))
 @example(texts=["a\x1cb. c\x85d? e"], language="en")
 @example(texts=["", " ", "\u200b", "x"], language="en")
+@example(texts=["ab\u2e53Cd. \U0001144bneva\U0001144bTower"], language="en")  # end a sentence, but no word: newer marks
 def test_ids_are_those_of_the_whole_document(berts, texts, language):
     for bare in berts:
         check_encoding(bare, texts, language)

@@ -85,6 +85,14 @@ def test_remote_code_and_places_are_taken_out_of_configs(own_run, tmp_path):
         assert json.loads((folder / name).read_text()) == config
 
 
+def test_vocabulary_file_is_made_when_missing(own_run, tmp_path):
+    path = own_run["pretrain"] / "model" / "vocab.txt"
+    expected = path.read_bytes()
+    path.unlink()
+    folder, _, _ = make(configure(), own_run, tmp_path / "out")
+    assert (folder / "vocab.txt").read_bytes() == expected
+
+
 def test_card_says_what_was_measured(finished_run, tmp_path):
     _, made, _ = make(configure(), finished_run, tmp_path)
     data = made.data
@@ -147,7 +155,7 @@ def test_the_three_lines_run_without_bertpipe(finished_run, tmp_path):
     script += "import sys; assert not any(name.startswith('bertpipe') for name in sys.modules)\n"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     filled, docs, stsb = done.stdout.strip().splitlines()
