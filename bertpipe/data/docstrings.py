@@ -102,7 +102,7 @@ def read_docstrings(packages: Iterable[str] | None = None) -> Iterator[Docstring
 def parse_file(path: Path) -> list[str] | None:
     """The docstrings of one file, in the order they stand there; None when it can't be read or parsed."""
     enabled = gc.isenabled()
-    gc.disable()  # a syntax tree is many small objects without cycles: collecting meanwhile costs 10 to 20 % of the time
+    gc.disable()  # a syntax tree is many small objects without cycles: collecting costs 10 to 20 % of the time
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "invalid escape sequence" in other people's code

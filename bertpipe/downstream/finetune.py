@@ -29,7 +29,6 @@ from bertpipe.data.batches import Examples, ExampleSlots, pack_examples
 from bertpipe.downstream import tasks
 from bertpipe.downstream.baselines import BASELINES
 from bertpipe.downstream.encode import encode
-from bertpipe.downstream.metrics import compute
 from bertpipe.downstream.tasks import Split, Task
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders
@@ -181,7 +180,7 @@ def _score_baseline(job: Job, init: str, seed: int) -> dict[str, Any]:
     validation = job.splits["validation"]
     predicted = BASELINES[init].predict(job.splits, seed)
     assert validation.labels is not None
-    return {"scores": compute(job.task.metric, predicted, validation.labels), "best_epoch": None}
+    return {"scores": score(job.task, predicted, validation.labels), "best_epoch": None}
 
 
 def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Path | None) -> dict[str, Any]:
@@ -252,7 +251,7 @@ class _Best:
         logits = predict(self.objective, self.job, "validation", self.place)
         labels = self.job.splits["validation"].labels
         assert labels is not None
-        scores = compute(self.job.task.metric, decide(logits, self.job.task), labels)
+        scores = score(self.job.task, decide(logits, self.job.task), labels)
         self.history.append(scores[self.job.headline])
         if not self.weights or scores[self.job.headline] > self.scores[self.job.headline]:
             self.scores, self.epoch, self.logits = scores, len(self.history), logits
@@ -273,6 +272,13 @@ def predict(objective: SequenceLabel, job: Job, split: str, place: Place) -> np.
             batch = pack_examples(unlabelled, part, job.tokenizer.pad_token_id or 0).to(place.device)
             logits[part] = objective(batch)["logits"].cpu().numpy()
     return logits
+
+
+def score(task: Task, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The task's official metrics."""
+    from bertpipe.downstream.metrics import compute  # imports `evaluate`
+
+    return compute(task.metric, predicted, labels)
 
 
 def decide(logits: np.ndarray, task: Task) -> np.ndarray:

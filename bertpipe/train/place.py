@@ -7,6 +7,7 @@ Accelerate launches, places and wraps. Threads and precision are set here, becau
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from typing import Any
 
@@ -39,6 +40,7 @@ class Place:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
         self.threads = runtime.threads or max(1, len(os.sched_getaffinity(0)) // local)
         torch.set_num_threads(self.threads)
+        keep_freed_memory()
         self.device = self.accelerator.device
         self.precision = precision if precision != "auto" else ("bf16" if has_fast_bf16(self.device) else "fp32")
 
@@ -83,6 +85,19 @@ class Place:
         """What results may depend on beyond the recipe."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {"world_size": self.world, "device": name, "threads": self.threads, "precision": self.precision}
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep large freed blocks for reuse rather than give them back to the kernel at once.
+
+    A training step frees and asks for the same large tensors over and over; the page faults of that took 13 % of a
+    BERT-mini step on CPU (docs/decisions.md). Does nothing on other C libraries.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def has_fast_bf16(device: torch.device) -> bool:

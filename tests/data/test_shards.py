@@ -120,10 +120,6 @@ def _shorter(path: Path) -> None:
     np.save(path, np.load(path)[:-1])
 
 
-def _shifted(path: Path) -> None:
-    np.save(path, np.load(path) + 1)
-
-
 def _objects(path: Path) -> None:
     np.save(path, np.array([{}], object), allow_pickle=True)
 
@@ -149,9 +145,10 @@ def test_offsets_and_index_are_checked(tmp_path):
     write_index(tmp_path, {"train": entry}, np.zeros(50, bool), SPECIAL_IDS, [])
     with pytest.raises(ArtifactError, match="'holdout'"):
         TokenShards(tmp_path, "holdout")
-    _shifted(tmp_path / "train" / "sentences-00000.npy")
-    with pytest.raises(ArtifactError, match=r"sentences-00000.npy: offsets run from 1 to 4, expected 0 to 3"):
-        TokenShards(tmp_path, "train")
+    for offsets, found in (([1, 2, 3], "1 to 3"), ([0, 2, 4], "0 to 4")):
+        np.save(tmp_path / "train" / "sentences-00000.npy", np.array(offsets, np.int64))
+        with pytest.raises(ArtifactError, match=f"sentences-00000.npy: offsets run from {found}, expected 0 to 3"):
+            TokenShards(tmp_path, "train")
     (tmp_path / "shards.json").write_text("{", encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"shards.json: not readable"):
         TokenShards(tmp_path, "train")

@@ -129,5 +129,5 @@ assert before == (np.random.get_state()[1].tolist(), torch.get_rng_state().tolis
 """
     env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "XDG_"))}
     env |= {"HOME": str(home), "TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1", "MPLCONFIGDIR": str(tmp_path / "mpl")}
-    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=600)
     assert [*home.rglob("*"), *temporary.rglob("*")] == []
