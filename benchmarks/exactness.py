@@ -1,6 +1,6 @@
 """Three questions that decide how slots are reduced (outcome in docs/decisions.md, figures in benchmarks/results/).
 
-    python benchmarks/exactness.py          about 4 minutes on 2 cores; prints tables, writes a dated JSON
+    python benchmarks/exactness.py          some minutes on 2 idle cores; prints tables, writes a dated JSON
 
 S0  Is gloo's all_reduce bitwise stable from run to run, and across DDP's bucket layouts, at 2 and 4 ranks?
 S1  Is one slot's backward, re-seeded by its index, bitwise equal in different processes?

@@ -13,7 +13,7 @@ from pathlib import Path
 from bertpipe import __version__, artifact
 from bertpipe.config import Config, parser, read_config
 from bertpipe.errors import ArtifactError, BertpipeError, ConfigError
-from bertpipe.pipeline import MULTI_PROCESS, STAGES, Pipeline, is_main, wanted
+from bertpipe.pipeline import MULTI_PROCESS, STAGES, Pipeline, is_main, several_processes, wanted
 
 USAGE = "bertpipe COMMAND [--config FILE ...] [--section.key value ...]"
 COMMANDS = {
@@ -37,14 +37,23 @@ def main(argv: list[str] | None = None) -> int:
         return _main(argv)
     except BertpipeError as error:
         print(f"bertpipe: {error}", file=sys.stderr)
-        return 2
+        return _leave(2)
     except KeyboardInterrupt:
         if is_main():
             print("bertpipe: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return _leave(130)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _leave(code: int) -> int:
+    """Return `code`; one of several processes ends at once, because taking its group down would wait for the others."""
+    if several_processes():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _main(argv: list[str]) -> int:
@@ -71,7 +80,7 @@ def _main(argv: list[str]) -> int:
     pipeline = Pipeline(cfg)
     if command == "plan":
         return _plan(pipeline)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and command not in MULTI_PROCESS:
+    if several_processes() and command not in MULTI_PROCESS:
         raise ConfigError(f"{command} runs in one process; launch several for {' and '.join(MULTI_PROCESS)} only")
     for name in wanted(cfg) if command == "all" else (command,):
         _run(pipeline, name)

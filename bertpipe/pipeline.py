@@ -205,6 +205,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def several_processes() -> bool:
+    """Whether a launcher started more than one process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def is_main() -> bool:
     """Whether this process is the first of its launch (torchrun and accelerate set RANK)."""
     return int(os.environ.get("RANK", "0")) == 0

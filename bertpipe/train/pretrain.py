@@ -41,6 +41,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     """Pretrain; every process calls it, the main one writes into `out`."""
     check(cfg)
     place = Place(cfg.runtime, cfg.train.precision)
+    place.share(cfg.train.slots_per_step, "train.slots_per_step")
     tokenizer = load_tokenizer(inputs["tokenizer"])
     train = TokenShards(inputs["shards"], "train")
     row = OBJECTIVES[cfg.train.objective]
