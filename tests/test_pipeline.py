@@ -209,7 +209,8 @@ def test_a_vocabulary_larger_than_the_models_is_refused(made, tmp_path):
     """Going on from a checkpoint with another, larger tokenizer."""
     folder, arguments, _ = made
     first = only(folder / "runs", "pretrain") / "model"
-    bigger = [*arguments, "--tokenizer.vocab_size", "150", "--runtime.root", str(tmp_path / "runs")]
+    (tmp_path / "bigger.txt").write_text((first / "vocab.txt").read_text() + "".join(f"more{i}\n" for i in range(9)))
+    bigger = [*arguments, "--tokenizer.adopt", str(tmp_path / "bigger.txt"), "--runtime.root", str(tmp_path / "runs")]
     for stage in ("corpus", "tokenizer", "shards"):
         bertpipe(stage, *bigger)
     done = bertpipe("pretrain", *bigger, "--model.init", first, check=False)

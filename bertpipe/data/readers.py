@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20
 """Bytes asked of a file or a decoder at once."""
-ZSTD_FEED = 1 << 10
-"""Compressed bytes given to zstd at once: a block of 4 bytes can hold 128 KiB, so this bounds a bomb to 32 MiB."""
+ZSTD_FEED = 1 << 8
+"""Compressed bytes given to zstd at once: a block of 4 bytes can hold 128 KiB, so this bounds a bomb to 8 MiB."""
 ZSTD_WINDOW = 1 << 27
 """Largest window a zstd frame may ask for, in bytes (zstd's own default limit)."""
 BATCH_ROWS = 128
