@@ -1,3 +1,3 @@
-"""bertpipe: from raw text to a fine-tuned BERT on the Hugging Face Hub."""
+"""bertpipe: from raw text to a fine-tuned BERT ready for the Hugging Face Hub."""
 
 __version__ = "0.1.0"

@@ -72,9 +72,11 @@ def _main(argv: list[str]) -> int:
         return _verify(rest)
     if "-h" in rest or "--help" in rest:
         sections = (*STAGES[command].reads, "runtime") if command in STAGES else tuple(Config.model_fields)
-        text = f"{COMMANDS[command].capitalize()}. Settings of the other sections may be given too."
+        text = f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}. Settings of other sections may be given too."
         print(parser(sections, prog=f"bertpipe {command}", description=text).format_help())
         return 0
+    if command == "publish":  # which uploads nothing so far, so it is always dry
+        rest = [argument for argument in rest if argument != "--dry-run"]
     cfg = read_config(*_split(rest))
     _quiet_libraries()
     pipeline = Pipeline(cfg)
@@ -166,7 +168,7 @@ def _help() -> str:
         [
             f"usage: {USAGE}",
             "",
-            "From raw text to a fine-tuned BERT on the Hugging Face Hub.",
+            "From raw text to a fine-tuned BERT, ready for the Hugging Face Hub.",
             "",
             *lines,
             "",

@@ -149,7 +149,9 @@ class Pipeline:
         inputs = {needed: self.locate(needed) for needed in STAGES[name].needs(self.cfg)}
         for needed, path in inputs.items():
             if not artifact.is_complete(path):
-                raise ArtifactError(f"{name} needs {path}, which is not there; make it with `bertpipe {needed}` first")
+                raise ArtifactError(
+                    f"{name} needs {path}, which is not there; first run `bertpipe {needed}` with the same settings"
+                )
         module = importlib.import_module(STAGES[name].module)
         if not is_main():
             if name in MULTI_PROCESS:
@@ -157,7 +159,9 @@ class Pipeline:
             return True
         for needed, path in inputs.items():
             if problems := artifact.verify(path):
-                raise ArtifactError(f"{problems[0]}; delete {path} and make it again with `bertpipe {needed}`")
+                raise ArtifactError(
+                    f"{problems[0]}; delete {path} and make it again: `bertpipe {needed}` with the same settings"
+                )
         facts = self.recipe(name) | {"config": self.cfg.model_dump(mode="json")}
         with artifact.committing(folder, **facts) as (out, counts):
             module.run(self.cfg, inputs, out, counts)

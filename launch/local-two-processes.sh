@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Pretrain with two processes on this machine's CPU; also how to run on two GPUs of one node.
+# Pretrain with two processes on this machine: on its CPU, or on two GPUs where it has them (--runtime.device cpu
+# forces the CPU).
 #
 #     launch/local-two-processes.sh --config configs/demo.yaml [--section.key value ...]
 #

@@ -38,10 +38,11 @@ def prepare(folder: Path, num_documents: int = 400) -> Path:
     return config
 
 
-def bertpipe(*arguments: str | Path, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own."""
+def bertpipe(*arguments: str | Path, check: bool = True, **more: str | None) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own; `more` sets environment variables, or with None takes them away."""
     command = [sys.executable, "-m", "bertpipe.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | more, timeout=300)
+    environment = {name: value for name, value in (os.environ | more).items() if value is not None}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert not check or done.returncode == 0, done.stderr + done.stdout
     return done
 

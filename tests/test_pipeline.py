@@ -4,8 +4,10 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.runs import bertpipe, only, prepare, sentence
+from tests.runs import bertpipe, losses, only, prepare, sentence
 
 STAGES = ("corpus", "tokenizer", "shards", "pretrain", "finetune", "report", "publish")
 
@@ -189,7 +191,7 @@ def test_a_users_mistake_is_one_line_and_exit_2(made, arguments, message):
 def test_a_missing_artifact_names_the_command_that_makes_it(tmp_path):
     config = prepare(tmp_path)
     done = bertpipe("shards", "--config", config, check=False)
-    assert done.returncode == 2 and "make it with `bertpipe corpus` first" in done.stderr
+    assert done.returncode == 2 and "first run `bertpipe corpus` with the same settings" in done.stderr
 
 
 def test_a_flipped_byte_in_an_input_is_refused(tmp_path):
@@ -230,3 +232,39 @@ def test_each_command_explains_its_settings():
     for name in ("--optim.lr", "--masking.probability", "--train.steps", "--runtime.checkpoint_every", "Peak learning"):
         assert name in printed
     assert "--corpus.sources" not in printed
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ctrl_c_in_any_stage_leaves_nothing_half_and_a_rerun_makes_it(made, tmp_path, stage):
+    folder, arguments, _ = made
+    for before in STAGES[: STAGES.index(stage)]:
+        artifact = only(folder / "runs", before)
+        shutil.copytree(artifact, tmp_path / "runs" / artifact.name)
+    arguments = [*arguments, "--runtime.root", str(tmp_path / "runs")]
+    command = [sys.executable, "-m", "bertpipe.cli", stage, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list((tmp_path / "runs").glob(f"{stage}-*.partial")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert errors.strip().splitlines()[-1] == "bertpipe: interrupted; the same command goes on from here"
+    assert "Traceback" not in errors
+    assert not [p for p in (tmp_path / "runs").glob(f"{stage}-*") if not p.name.endswith(".partial")]
+    bertpipe(stage, *arguments)
+    assert "files match" in bertpipe("verify", only(tmp_path / "runs", stage)).stdout
+
+
+def test_wandb_without_a_key_records_offline_and_says_how_to_upload(made, tmp_path):
+    """No prompt, no network; metrics.jsonl stays the record."""
+    folder, arguments, _ = made
+    for before in ("corpus", "tokenizer", "shards"):
+        artifact = only(folder / "runs", before)
+        shutil.copytree(artifact, tmp_path / "runs" / artifact.name)
+    more = ["--runtime.root", str(tmp_path / "runs"), "--runtime.wandb", "trial", "--train.steps", "6"]
+    environment = {"WANDB_MODE": None, "WANDB_API_KEY": None, "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    done = bertpipe("pretrain", *arguments, *more, **environment)
+    assert "wandb: no key, so offline; upload later with: wandb sync" in done.stdout
+    (record,) = (tmp_path / "runs" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert record.stat().st_size > 0
+    assert len(losses(only(tmp_path / "runs", "pretrain"))) == 6

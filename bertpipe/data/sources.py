@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bertpipe.artifact import identify_files
-from bertpipe.config import CorpusConfig
+from bertpipe.config import CorpusConfig, listed
 from bertpipe.data import docstrings
 from bertpipe.data.readers import FORMATS, Bad, Document, read_file, split_name
 from bertpipe.errors import DataError
@@ -58,7 +58,7 @@ class Source(NamedTuple):
 
 def list_specs(config: CorpusConfig) -> list[str]:
     """The entries of corpus.sources."""
-    specs = [config.sources] if isinstance(config.sources, str) else list(config.sources)
+    specs = listed(config.sources)
     if not specs:
         raise DataError(f"corpus.sources is empty; name {_CHOICES}")
     return specs
@@ -98,7 +98,8 @@ def list_files(spec: str) -> list[Path]:
     if not paths:
         endings = ", ".join(FORMATS)
         what = "is a folder" if Path(pattern).is_dir() else "matches no file"
-        raise DataError(f"corpus.sources: {spec!r} {what}; give {_CHOICES}, such as '{spec}/*.txt' ({endings})")
+        example = f", such as '{spec}/*.txt'" if Path(pattern).is_dir() else ""
+        raise DataError(f"corpus.sources: {spec!r} {what}; give {_CHOICES}{example} ({endings})")
     for path in paths:
         if not path.is_file():
             raise DataError(

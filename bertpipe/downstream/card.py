@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertpipe.config import Config
+from bertpipe.config import Config, listed
 from bertpipe.downstream.facts import is_number
 from bertpipe.downstream.figures import INIT_NAMES
 from bertpipe.downstream.report import FILTERS, ledger_rows
@@ -57,7 +57,7 @@ def make_card(cfg: Config, facts: dict[str, Any]) -> str:
         name=model_name(cfg),
         task=cfg.publish.task,
         tasks=shown_tasks(cfg, facts),
-        sources=[source_name(source) for source in source_list(cfg)],
+        sources=[source_name(source) for source in listed(cfg.corpus.sources)],
         best=best_run(facts, cfg.publish.task),
         init=public(cfg.model.init),
         start=public(cfg.finetune.model),
@@ -78,7 +78,7 @@ def card_data(cfg: Config, facts: dict[str, Any]) -> Any:
     from huggingface_hub import ModelCardData
 
     base = cfg.finetune.model if cfg.publish.task and cfg.finetune.model else cfg.model.init
-    datasets = [name for source in source_list(cfg) if (name := hub_dataset(source))]
+    datasets = [name for source in listed(cfg.corpus.sources) if (name := hub_dataset(source))]
     if cfg.publish.task and is_glue(cfg.publish.task):
         datasets.append(HUB)
     results = index_results(cfg, facts)
@@ -98,7 +98,8 @@ def card_data(cfg: Config, facts: dict[str, Any]) -> Any:
 def usage(cfg: Config, facts: dict[str, Any]) -> str:
     """Three lines of Python that use the model."""
     task = "text-classification" if cfg.publish.task else "fill-mask"
-    argument: str | dict[str, str] = f"The {facts.get('model', {}).get('mask_token') or '[MASK]'} of a function."
+    mask = facts.get("model", {}).get("mask_token") or "[MASK]"
+    argument: str | dict[str, str] = next(iter(listed(cfg.report.fill_mask)), "A [MASK].").replace("[MASK]", mask)
     if cfg.publish.task:
         argument = "The weather is fine today."
         row = TASKS.get(cfg.publish.task)
@@ -144,7 +145,7 @@ def _holdout_results(cfg: Config, facts: dict[str, Any]) -> list[EvalResult]:
         EvalResult(
             task_type="fill-mask",
             task_name="Masked-language modelling, 15 % of the tokens masked",
-            dataset_type=next(filter(None, map(hub_dataset, source_list(cfg))), "bertpipe-corpus"),
+            dataset_type=next(filter(None, map(hub_dataset, listed(cfg.corpus.sources))), "bertpipe-corpus"),
             dataset_name=" ".join(["Hold-out of the training corpus", *(mark[:12] for mark in marks)]),
             dataset_split="holdout",
             metric_type=metric,
@@ -245,7 +246,7 @@ def limits(cfg: Config, facts: dict[str, Any]) -> list[str]:
         f"Text in one language ({cfg.publish.language}), neither filtered for content nor stripped of personal data: "
         "the model can repeat the biases, errors and personal details of its text."
     )
-    if source_list(cfg) == ["docs"]:
+    if listed(cfg.corpus.sources) == ["docs"]:
         lines.append("Its text is technical documentation of Python packages: expect little of it on any other text.")
     unknown = facts.get("tokenizer", {}).get("unknown_rate")
     if is_number(unknown) and unknown > 0.01:
@@ -257,9 +258,10 @@ def _score_limits(tasks: dict[str, Any], epochs: int) -> list[str]:
     """What to keep in mind about the scores, each line naming the tasks it holds for."""
     runs = {name: [run for run in task.get("runs", []) if run.get("init") == "model"] for name, task in tasks.items()}
     single = [name for name, rows in runs.items() if len(rows) == 1]
+    beaten = [line for name, task in tasks.items() for line in _beaten_by(name, task)]
     chosen = [name for name, rows in runs.items() if epochs > 1 and any(run.get("best_epoch") for run in rows)]
     cut = [f"{name} ({task['truncated']:,})" for name, task in tasks.items() if task.get("truncated")]
-    lines = []
+    lines = beaten
     if single:
         lines.append(f"Scores of a single seed: {', '.join(single)}.")
     if chosen:
@@ -270,14 +272,23 @@ def _score_limits(tasks: dict[str, Any], epochs: int) -> list[str]:
     return lines
 
 
+def _beaten_by(name: str, task: dict[str, Any]) -> list[str]:
+    """A line for each baseline that does as well as the model, or better."""
+    summary = task.get("summary", {})
+    own = summary.get("model", {}).get("median")
+    return [
+        f"On {name} it does no better than the baseline `{init}`: {own:.3f} against {row['median']:.3f}."
+        for init, row in summary.items()
+        if init != "model"
+        and is_number(own)
+        and is_number(row.get("median"))
+        and round(row["median"], 3) >= round(own, 3)
+    ]
+
+
 def is_glue(name: str) -> bool:
     """Whether a task's data is the Hub's nyu-mll/glue (or a folder laid out as it)."""
     return name in TASKS and TASKS[name].source == "glue"
-
-
-def source_list(cfg: Config) -> list[str]:
-    """corpus.sources as a list."""
-    return [cfg.corpus.sources] if isinstance(cfg.corpus.sources, str) else list(cfg.corpus.sources)
 
 
 def hub_dataset(source: str) -> str | None:

@@ -19,6 +19,7 @@ INIT_NAMES = {
     "majority": "majority class",
 }
 INIT_ROLES = {"model": "accent", "scratch": "ink"}
+INIT_SYMBOLS = {"model": "circle", "scratch": "square", "tfidf": "diamond", "majority": "x"}
 
 
 def make_figures(facts: dict[str, Any]) -> dict[str, Figure]:
@@ -81,6 +82,7 @@ def smooth(values: list[float | None]) -> list[float | None]:
 def _training(curves: dict[str, Any], config: dict[str, Any]) -> dict[str, Figure]:
     train, held = curves["train"], curves.get("eval", {})
     steps = train["step"]
+    span = {"range": [0, steps[-1]]}  # markers would widen some plots' axes beyond their neighbours'
     figures: dict[str, Figure] = {}
     if "loss" in train:
         data = _noisy(steps, train["loss"], ":.3f", "nats")
@@ -109,6 +111,8 @@ def _training(curves: dict[str, Any], config: dict[str, Any]) -> dict[str, Figur
         data = _noisy(steps, _percent(train["fill"]), ":.2f", "%")
         layout = _axes("optimizer step", "real tokens in a slot (%)", showlegend=False)
         figures["fill"] = {"data": data, "layout": layout}
+    for figure in figures.values():
+        figure["layout"]["xaxis"] |= span
     return figures
 
 
@@ -205,7 +209,7 @@ def _score_traces(tasks: dict[str, Any], init: str) -> list[dict[str, Any]]:
         "legendgroup": init,
         "meta": {"role": INIT_ROLES.get(init, "muted")},
     }
-    dot = {"size": 9, "symbol": "diamond" if init == "tfidf" else "circle", "opacity": 0.75}
+    dot = {"size": 9, "symbol": INIT_SYMBOLS.get(init, "circle"), "opacity": 0.75}
     stroke = {"symbol": "line-ns", "size": 18, "line": {"width": 2.4}}
     hover = "%{text}: %{x:.4f}<extra>%{fullData.name}</extra>"
     return [

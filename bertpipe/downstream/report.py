@@ -65,13 +65,14 @@ def fill_masks(model: Path, sentences: list[str]) -> list[dict[str, Any]]:
 
 
 def segment(folder: Path, sentences: list[str]) -> list[list[str]]:
-    """The pieces into which the tokenizer in `folder` cuts each sentence, without its [MASK]."""
+    """The pieces into which the tokenizer in `folder` cuts each sentence; its [MASK] stays whole."""
     if not (folder / "tokenizer.json").is_file():
         return []
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    texts = [sentence.replace("[MASK]", " ") for sentence in sentences]
+    mask = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("mask_token") or "[MASK]"
+    texts = [sentence.replace("[MASK]", mask) for sentence in sentences]
     return [tokenizer.encode(text, add_special_tokens=False).tokens for text in texts]
 
 

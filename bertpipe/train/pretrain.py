@@ -205,13 +205,13 @@ def open_record(cfg: Config, place: Place, out: Path) -> Record:
 
 def _introduce(cfg: Config, place: Place, model: Any, order: Order) -> None:
     facts = place.facts()
-    millions = encoders.count_parameters(model) / 1e6
     tokens = cfg.train.steps * cfg.train.slots_per_step * cfg.train.slot_tokens
+    size = f"{encoders.count_parameters(model):,} parameters"
     print(
         f"pretrain: {facts['world_size']} process(es) x {facts['threads']} thread(s), {facts['device']}, "
-        f"{facts['precision']}, {attention.NAME} | {model.config.model_type} {millions:.1f} M parameters | "
-        f"{cfg.train.steps} steps x {cfg.train.slots_per_step} slots x {cfg.train.slot_tokens} tokens = "
-        f"{tokens / 1e6:.1f} M tokens, {order.steps_in(0)} steps an epoch",
+        f"{facts['precision']}, {attention.NAME} | {model.config.model_type}, {size} | "
+        f"{cfg.train.steps} steps x {cfg.train.slots_per_step} slots x {cfg.train.slot_tokens} = {tokens:,} tokens, "
+        f"{order.steps_in(0)} steps an epoch",
         flush=True,
     )
 

@@ -1,0 +1,93 @@
+"""The README's commands do what it says: run as they stand there, on a little text and for a few steps."""
+
+import os
+import random
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.runs import only, sentence
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "--corpus.holdout 0.2 --corpus.min_chars 5 --train.steps 3 --train.slot_tokens 512 --train.slots_per_step 2 "
+    "--train.sequence_length 64 --train.eval_every 3 --finetune.epochs 1 --finetune.seeds 1 --finetune.max_length 64 "
+    "--runtime.threads 1 --runtime.progress false"
+)
+
+
+def commands() -> list[str]:
+    """The indented command lines of the README, joined where they go on, comments left out."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    return [line.strip() for line in text.splitlines() if line.startswith("    ") and ".venv/bin/" in line]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with texts/ and glue/mrpc/ of the reader's."""
+    folder, rng = tmp_path_factory.mktemp("readme"), random.Random(0)
+    (folder / "texts").mkdir()
+    for number in range(80):
+        (folder / "texts" / f"{number}.txt").write_text(" ".join(sentence(rng) for _ in range(rng.randint(2, 9))))
+    (folder / "glue" / "mrpc").mkdir(parents=True)
+    for split, size in (("train", 40), ("validation", 20)):
+        pairs = [(sentence(rng), sentence(rng)) for _ in range(size)]
+        table = {"sentence1": [a for a, _ in pairs], "sentence2": [b for _, b in pairs], "label": [0, 1] * (size // 2)}
+        pq.write_table(pa.table(table), folder / "glue" / "mrpc" / f"{split}.parquet")
+    return folder
+
+
+def run(line: str, place: Path, root: str, *more: str) -> str:
+    """Run a README line in a shell at the project's root, scaled down by flags behind its own; returns its output."""
+    line = line.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
+    line = line.replace("texts/*.txt", f"{place}/texts/*.txt")
+    flags = shlex.join(["--runtime.root", str(place / root), *more])
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        f"{line} {SMALL} {flags}", shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def own_text(place) -> Path:
+    """The checkpoint of "Pretrain on your own text"."""
+    (line,) = [c for c in commands() if "bertpipe all" in c and "--tokenizer.vocab_size" in c]
+    printed = run(line, place, "own")
+    assert "report.html" in printed and "the [MASK] of the city is old." in printed
+    return only(place / "own", "pretrain") / "model"
+
+
+def test_pretrain_on_your_own_text(own_text):
+    assert (own_text / "model.safetensors").is_file() and (own_text / "vocab.txt").is_file()
+
+
+def test_go_on_from_a_checkpoint(place, own_text):
+    """A local folder stands in for the Hub id."""
+    (line,) = [c for c in commands() if "--model.init" in c]
+    run(line.replace("google-bert/bert-base-uncased", str(own_text)), place, "further")
+    assert (only(place / "further", "publish") / "model" / "README.md").is_file()
+
+
+def test_fine_tune_on_a_glue_task(place, own_text):
+    (line,) = [c for c in commands() if "bertpipe finetune" in c]
+    line = line.replace("google-bert/bert-base-uncased", str(own_text))
+    assert "mrpc   f1: model" in run(line, place, "tuned", "--finetune.data", str(place / "glue"))
+    assert (only(place / "tuned", "finetune") / "mrpc" / "model" / "config.json").is_file()
+
+
+def test_run_on_several_devices(place):
+    """Data by one process, then torchrun and accelerate with two; the line for eight GPUs needs eight GPUs."""
+    lines = [c for c in commands() if "configs/demo.yaml" in c]
+    assert len(lines) == 5 and all("bertpipe " in c for c in lines[:3])
+    demo = ["--corpus.sources", str(place / "texts" / "*.txt"), "--train.steps", "4"]
+    for line in lines[:3]:
+        run(line, place, "demo", *demo)
+    for number, line in enumerate(lines[3:]):
+        assert "2 process(es) x 1 thread(s), cpu" in run(line, place, "demo", *demo, "--train.seed", str(number))
