@@ -101,7 +101,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`; ArtifactError when there is none or it can't be read."""
     try:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder}: no {MANIFEST} here, so this is no complete artifact") from None
     except ValueError as error:
         raise ArtifactError(f"{folder / MANIFEST}: not readable as JSON ({error}); delete the folder, rerun") from None
@@ -143,6 +143,9 @@ def committing(folder: Path, **facts: Any) -> Iterator[tuple[Path, dict[str, Any
     started = time.monotonic()
     counts: dict[str, Any] = {}
     with _locked(scratch):
+        if is_complete(folder):
+            discard(scratch)
+            raise ArtifactError(f"{folder}: another process has just finished it; run the command again")
         yield scratch, counts
         files = {}
         for path in list_files(scratch):

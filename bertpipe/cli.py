@@ -38,13 +38,16 @@ def main(argv: list[str] | None = None) -> int:
     except BertpipeError as error:
         print(f"bertpipe: {error}", file=sys.stderr)
         return _leave(2)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # a full disk, a folder that can't be written
+        print(f"bertpipe: {error}", file=sys.stderr)
+        return _leave(2)
     except KeyboardInterrupt:
         if is_main():
             print("bertpipe: interrupted; the same command goes on from here", file=sys.stderr)
         return _leave(130)
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _leave(code: int) -> int:
@@ -84,7 +87,10 @@ def _main(argv: list[str]) -> int:
         return _plan(pipeline)
     if several_processes() and command not in MULTI_PROCESS:
         raise ConfigError(f"{command} runs in one process; launch several for {' and '.join(MULTI_PROCESS)} only")
-    for name in wanted(cfg) if command == "all" else (command,):
+    stages = wanted(cfg) if command == "all" else (command,)
+    for name in stages:  # mistakes in any stage's settings are found before the first one runs
+        pipeline.check(name)
+    for name in stages:
         _run(pipeline, name)
     if command == "all" and is_main():
         _close(pipeline)
@@ -133,8 +139,8 @@ def _close(pipeline: Pipeline) -> None:
 
 
 def _plan(pipeline: Pipeline) -> int:
-    for name in wanted(pipeline.cfg):
-        state, detail = pipeline.state(name)
+    states = {name: pipeline.state(name) for name in wanted(pipeline.cfg)}
+    for name, (state, detail) in states.items():
         print(f"{name:<10} {state:<8} {detail}")
     return 0
 

@@ -11,12 +11,14 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bertpipe.errors import ConfigError
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 def listed(value: str | list[str]) -> list[str]:
@@ -74,7 +76,7 @@ class TokenizerConfig(Section):
     """Distinct characters kept; the rest become [UNK]."""
     sample_bytes: int = Field(default=200_000_000, ge=1)
     """Text read for training, in UTF-8 bytes at most: a seeded sample of the documents, which bounds the memory."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of that sample."""
     model_max_length: int = Field(default=512, ge=3)
     """Longest input in tokens, special tokens included, written into the tokenizer."""
@@ -126,7 +128,7 @@ class OptimConfig(Section):
     """Peak learning rate of Muon."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay; biases and layer norms get none."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     """AdamW's moment decays."""
     eps: float = Field(default=1e-6, gt=0)
     """AdamW's epsilon."""
@@ -153,7 +155,7 @@ class TrainConfig(Section):
     """Tokens of one slot, the packed row of one forward and backward on one process."""
     slots_per_step: int = Field(default=4, ge=1)
     """Slots of one optimizer step over all processes; the number of processes must divide it."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of initial weights, order, masks and dropout."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the matrix products; auto takes bf16 where the hardware multiplies it faster. Weights stay fp32."""
@@ -235,7 +237,7 @@ class RuntimeConfig(Section):
     loader_workers: int = Field(default=0, ge=0)
     """Processes that prepare batches for each training process; 0 prepares them in line."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    """Recompute activations in the backward pass: less memory, slower."""
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of speed.jsonl and updates of the trackers."""
     checkpoint_every: int = Field(default=500, ge=1)
@@ -245,7 +247,7 @@ class RuntimeConfig(Section):
     progress: bool = True
     """Show progress bars."""
     wandb: str | None = None
-    """Weights & Biases project to log to (offline without a key); unset logs to files only."""
+    """Weights & Biases project that pretraining logs to (offline without a key); unset logs to files only."""
 
 
 class Config(Section):
@@ -320,6 +322,8 @@ def check_keys(tree: Any, origin: str) -> None:
         raise ConfigError(f"{origin}: expected sections with settings, found {type(tree).__name__}")
     for section, settings in tree.items():
         _known(str(section), Config.model_fields, "section", origin)
+        if settings is None and not origin.startswith("--"):
+            raise ConfigError(f"{origin}: section {section} is empty; give it settings or remove it")
         if settings is not None and not isinstance(settings, dict):
             raise ConfigError(f"{origin}: {section} is a section; write its settings as {section}: {{key: value}}")
         fields = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]

@@ -33,6 +33,8 @@ class Stage:
     """Config sections that determine its result."""
     raw: Callable[[Config, Path], dict[str, Any]] = lambda cfg, cache: {}
     """Content identity of inputs from outside, given a cache file for hashes."""
+    checked: bool = False
+    """Whether its module has `check(cfg)`, which refuses settings that can't work."""
     version: int = 1
     """Raised when the same settings would now give another result."""
 
@@ -67,7 +69,9 @@ def identify_model(name: str, cache: Path) -> Any:
     folder = Path(name)
     if not folder.is_dir():
         return name
-    return artifact.identify_files(sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors")), cache)
+    return artifact.identify_files(
+        sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".txt", ".model")), cache
+    )
 
 
 def _everything_made(cfg: Config) -> tuple[str, ...]:
@@ -94,6 +98,7 @@ STAGES = {
             lambda cfg: ("tokenizer", "shards"),
             ("model", "masking", "optim", "train"),
             _pretrain_raw,
+            checked=True,
         ),
         Stage(
             "finetune",
@@ -101,9 +106,10 @@ STAGES = {
             lambda cfg: () if cfg.finetune.model else ("pretrain",),
             ("finetune",),
             _finetune_raw,
+            checked=True,
         ),
         Stage("report", "bertpipe.downstream.report", _everything_made, ("report",)),
-        Stage("publish", "bertpipe.downstream.publish", _everything_made, ("publish",)),
+        Stage("publish", "bertpipe.downstream.publish", _everything_made, ("publish",), checked=True),
     )
 }
 
@@ -137,6 +143,11 @@ class Pipeline:
     def locate(self, name: str) -> Path:
         """Where a stage's artifact stands, or will."""
         return self.root / f"{name}-{self.recipe(name)['fingerprint'][:12]}"
+
+    def check(self, name: str) -> None:
+        """Raise what is wrong with a stage's settings or raw inputs before it runs; nothing for a finished stage."""
+        if not artifact.is_complete(self.locate(name)) and STAGES[name].checked:
+            importlib.import_module(STAGES[name].module).check(self.cfg)
 
     def run(self, name: str) -> bool:
         """Make a stage's artifact; False when it was there already.

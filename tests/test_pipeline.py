@@ -16,6 +16,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from bertpipe.config import Config
+from bertpipe.downstream import finetune
 from tests.runs import bertpipe, losses, only, prepare, sentence
 
 STAGES = ("corpus", "tokenizer", "shards", "pretrain", "finetune", "report", "publish")
@@ -170,7 +172,22 @@ def test_go_on_from_a_checkpoint(made, tmp_path):
         (["pretrain", "--optim.schedule", "wavy"], "optim.schedule: 'wavy' is not one of"),
         (["pretrain", "--masking.strategy", "vowels"], "masking.strategy: 'vowels' is not one of"),
         (["pretrain", "--model.preset", "bert-huge"], "model.preset: 'bert-huge' is not one of bert-base"),
-        (["pretrain", "--model.init", "/nowhere/at/all"], "model.init: no checkpoint can be loaded from"),
+        (["pretrain", "--model.init", "/nowhere/at/all"], "model.init: there is no folder /nowhere/at/all"),
+        (
+            ["pretrain", "--model.overrides", "{hidden_sizee: 3}"],
+            "model.overrides: 'hidden_sizee' can't be set on a bert",
+        ),
+        (["pretrain", "--model.overrides", "{vocab_size: 7}"], "model.overrides: 'vocab_size' can't be set"),
+        (["pretrain", "--model.overrides", "{hidden_size: abc}"], "make no bert model"),
+        (["pretrain", "--model.overrides", "{hidden_act: gelux}"], "make no bert model"),
+        (["pretrain", "--optim.lr", "1e9", "--optim.muon_lr", "1e9"], "diverged; lower the learning rate"),
+        (["pretrain", "--optim.betas", "[0.9, 1.5]"], "optim.betas"),
+        (["pretrain", "--train.seed", "-1"], "train.seed"),
+        (["finetune", "--finetune.seeds", "[1, 1]"], "finetune.seeds: [1, 1] must be at least one seed, each once"),
+        (["all", "--publish.task", "rte"], "publish.task: 'rte' is not among finetune.tasks: sst2"),
+        (["all", "--publish.repo", "a b"], "publish.repo"),
+        (["all", "--runtime.root", "/dev/null"], "/dev/null"),
+        (["verify", "/dev/null"], "no manifest.json here"),
         (["pretrain", "--train.slot_tokens", "16"], "train.slot_tokens: 16 is less than train.sequence_length 32"),
         (["pretrain", "--train.sequence_length", "96"], "train.sequence_length: 96 exceeds the model's 64 positions"),
         (["finetune", "--finetune.tasks", "colla"], "no task called 'colla'"),
@@ -181,7 +198,7 @@ def test_go_on_from_a_checkpoint(made, tmp_path):
 )
 def test_a_users_mistake_is_one_line_and_exit_2(made, arguments, message):
     command, *rest = arguments
-    given = made[1] if command in ("pretrain", "finetune") else []
+    given = made[1] if command in ("pretrain", "finetune", "all") else []
     done = bertpipe(command, *given, *rest, check=False)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -210,11 +227,13 @@ def test_a_flipped_byte_in_an_input_is_refused(tmp_path):
 def test_a_vocabulary_larger_than_the_models_is_refused(made, tmp_path):
     """Going on from a checkpoint with another, larger tokenizer."""
     folder, arguments, _ = made
-    first = only(folder / "runs", "pretrain") / "model"
+    first = shutil.copytree(only(folder / "runs", "pretrain") / "model", tmp_path / "first")
     (tmp_path / "bigger.txt").write_text((first / "vocab.txt").read_text() + "".join(f"more{i}\n" for i in range(9)))
     bigger = [*arguments, "--tokenizer.adopt", str(tmp_path / "bigger.txt"), "--runtime.root", str(tmp_path / "runs")]
     for stage in ("corpus", "tokenizer", "shards"):
         bertpipe(stage, *bigger)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):  # else the tokenizers are compared first
+        (first / name).unlink()
     done = bertpipe("pretrain", *bigger, "--model.init", first, check=False)
     assert done.returncode == 2
     assert "rows; adopt the model's own tokenizer" in done.stderr
@@ -268,3 +287,35 @@ def test_wandb_without_a_key_records_offline_and_says_how_to_upload(made, tmp_pa
     (record,) = (tmp_path / "runs" / "wandb").glob("offline-run-*/run-*.wandb")
     assert record.stat().st_size > 0
     assert len(losses(only(tmp_path / "runs", "pretrain"))) == 6
+
+
+def test_finetuning_needs_a_tokenizer_beside_the_checkpoint(made, tmp_path):
+    """transformers makes an empty tokenizer where there is none, and every word would be unknown."""
+    folder, arguments, _ = made
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(only(folder / "runs", "pretrain") / "model" / name, tmp_path)
+    done = bertpipe("finetune", *arguments, "--finetune.model", tmp_path, check=False)
+    assert done.returncode == 2 and "holds no tokenizer" in done.stderr
+
+
+def test_another_vocabulary_than_the_checkpoints_is_refused(made, tmp_path):
+    folder, arguments, _ = made
+    first = only(folder / "runs", "pretrain") / "model"
+    smaller = [*arguments, "--tokenizer.vocab_size", "60", "--runtime.root", str(tmp_path / "runs")]
+    for stage in ("corpus", "tokenizer", "shards"):
+        bertpipe(stage, *smaller)
+    done = bertpipe("pretrain", *smaller, "--model.init", first, check=False)
+    assert done.returncode == 2 and "has another vocabulary than this run's tokenizer" in done.stderr
+
+
+def test_random_weights_are_fp32_whatever_the_checkpoint_says(made, tmp_path):
+    """The `scratch` baseline must differ from the model in nothing but its weights."""
+    folder = made[0]
+    copied = shutil.copytree(only(folder / "runs", "pretrain") / "model", tmp_path / "model")
+    settings = json.loads((copied / "config.json").read_text()) | {"dtype": "float16"}
+    (copied / "config.json").write_text(json.dumps(settings))
+    cfg = Config(finetune={"tasks": "sst2", "data": str(folder / "glue"), "max_length": 32})
+    job = finetune.prepare("sst2", cfg.finetune, str(copied))
+    for init in ("model", "scratch"):
+        model = finetune.build(job, cfg.finetune, init, seed=1)
+        assert {p.dtype for p in model.parameters()} == {torch.float32}

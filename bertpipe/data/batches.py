@@ -6,6 +6,7 @@ Shapes: T tokens of a slot, S sequences in it (tail padding included), P positio
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -236,6 +237,12 @@ class _Steps(Dataset):
         return self.source.slots(step, self.first, self.last)
 
 
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C reaches the whole group; the training process stops its workers when it is done with them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def load(
     source: StepSource, steps: range, first: int, last: int, workers: int, pin: bool
 ) -> Iterator[list[PackedBatch]]:
@@ -248,4 +255,5 @@ def load(
         pin_memory=pin,
         multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_ignore_signals if workers else None,
     )

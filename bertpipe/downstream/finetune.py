@@ -33,6 +33,7 @@ from bertpipe.downstream.tasks import Split, Task
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders
 from bertpipe.model.objectives import SequenceLabel
+from bertpipe.model.pooling import check_head
 from bertpipe.train import loop
 from bertpipe.train.checkpoint import save_model
 from bertpipe.train.optim import Optimizer, Recipe
@@ -65,7 +66,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     """Fine-tune and score; every process calls it, the main one writes into `out`."""
     settings = cfg.finetune
     names = listed(settings.tasks)
-    check(settings, names)
+    check(cfg)
     place = Place(cfg.runtime, settings.precision)
     place.share(settings.slots_per_step, "finetune.slots_per_step")
     model = settings.model or str(inputs["pretrain"] / "model")
@@ -89,10 +90,13 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
         counts |= {"runs": sum(len(row["runs"]) for row in table.values()), **place.facts()}
 
 
-def check(settings: FinetuneConfig, names: list[str]) -> None:
-    """ConfigError for unknown tasks or baselines; before anything is loaded."""
-    for name in names:
+def check(cfg: Config) -> None:
+    """ConfigError for unknown tasks or baselines, or no seeds; before anything is loaded."""
+    settings = cfg.finetune
+    for name in listed(settings.tasks):
         tasks.get(name)
+    if not settings.seeds or (isinstance(settings.seeds, list) and len(set(settings.seeds)) < len(settings.seeds)):
+        raise ConfigError(f"finetune.seeds: {settings.seeds} must be at least one seed, each once")
     choices = (*BASELINES, SCRATCH)
     for name in listed(settings.baselines):
         if name not in choices:
@@ -102,8 +106,6 @@ def check(settings: FinetuneConfig, names: list[str]) -> None:
 def runs(settings: FinetuneConfig, task: Task) -> list[tuple[str, int]]:
     """(init, seed) of every run of a task."""
     seeds = list(range(1, settings.seeds + 1)) if isinstance(settings.seeds, int) else settings.seeds
-    if not seeds:
-        raise ConfigError("finetune.seeds: give at least one")
     baselines = listed(settings.baselines)
     trained = ["model", *(name for name in baselines if name == SCRATCH)]
     plain = [name for name in baselines if name in BASELINES and task.kind in BASELINES[name].kinds]
@@ -121,10 +123,13 @@ def prepare(name: str, settings: FinetuneConfig, model: str) -> Job:
 def load_tokenizer_of(model: str) -> Any:
     """The tokenizer that lies beside a checkpoint; ConfigError when there is none."""
     try:
-        return load_tokenizer(model)
+        tokenizer = load_tokenizer(model)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"finetune.model: no tokenizer can be loaded from {model!r}: {reason}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where there is none
+        raise ConfigError(f"finetune.model: {model!r} holds no tokenizer (tokenizer.json or vocab.txt)")
+    return tokenizer
 
 
 def build(job: Job, settings: FinetuneConfig, init: str, seed: int) -> Any:
@@ -139,7 +144,7 @@ def build(job: Job, settings: FinetuneConfig, init: str, seed: int) -> Any:
     if init == SCRATCH:
         stock = AutoConfig.from_pretrained(job.model, **labels)
         encoders.set_dropout(stock, settings.dropout)
-        model = AutoModelForSequenceClassification.from_config(stock, attn_implementation="eager")
+        model = AutoModelForSequenceClassification.from_config(stock, attn_implementation="eager", dtype=torch.float32)
     else:
         auto = AutoModelForSequenceClassification
         model = encoders.load(auto, job.model, "finetune.model", settings.dropout, **labels)
@@ -149,13 +154,14 @@ def build(job: Job, settings: FinetuneConfig, init: str, seed: int) -> Any:
             f"finetune.model: its tokenizer has {len(job.tokenizer)} entries but the model only {rows} rows; "
             f"they are not of one run"
         )
+    check_head(model)
     encoders.check_length(model, settings.max_length, "finetune.max_length")
-    return encoders.make_packed(model)
+    return model
 
 
 def _unit(cfg: Config, place: Place, job: Job, init: str, seed: int, folder: Path) -> None:
     """One run, committed as `folder`."""
-    if artifact.is_complete(folder):
+    if any(place.sum([float(place.is_main and artifact.is_complete(folder))])):  # the main process decides for all
         return
     if place.is_main:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +195,8 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
     Writes records, predictions and (for init `model`) the model into `scratch` where that is given.
     """
     settings, train_set = cfg.finetune, job.examples["train"]
-    objective = SequenceLabel(build(job, settings, init, seed), place.precision).to(place.device)
+    model = encoders.make_packed(build(job, settings, init, seed), cfg.runtime.gradient_checkpointing)
+    objective = SequenceLabel(model, place.precision).to(place.device)
     source = ExampleSlots(
         train_set, settings.batch_size, settings.slots_per_step, seed, job.tokenizer.pad_token_id or 0
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bertpipe.artifact import PARTIAL, discard
-from bertpipe.config import Config
+from bertpipe.config import Config, listed
 from bertpipe.downstream import card
 from bertpipe.downstream.facts import gather
 from bertpipe.errors import ArtifactError, ConfigError
@@ -31,7 +31,7 @@ UNWANTED_KEYS = ("_name_or_path", "name_or_path", "auto_map", "_attn_implementat
 
 def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict) -> None:
     """Build out/model from the pretrained model, or from that of the task `publish.task`."""
-    check_repo(cfg.publish.repo)
+    check(cfg)
     source = choose_model(cfg, inputs)
     folder = out / FOLDER
     discard(folder)  # of an interrupted run: it is cheaper to make than to check
@@ -50,6 +50,14 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict) -> None:
     final = out.with_name(out.name.removesuffix(PARTIAL)) / FOLDER
     print(f"publish (dry run): {final}: {len(files)} files, {size / 1e6:.1f} MB, as {cfg.publish.repo} would hold them")
     print("nothing was uploaded")
+
+
+def check(cfg: Config) -> None:
+    """ConfigError for a name the Hub would refuse or a task that isn't fine-tuned; before anything is made."""
+    check_repo(cfg.publish.repo)
+    task, tasks = cfg.publish.task, listed(cfg.finetune.tasks)
+    if task and task not in tasks:
+        raise ConfigError(f"publish.task: {task!r} is not among finetune.tasks: {', '.join(tasks) or 'none'}")
 
 
 def check_repo(repo: str) -> None:

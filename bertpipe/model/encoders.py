@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from bertpipe.config import ModelConfig, read_preset
 from bertpipe.errors import ConfigError
 from bertpipe.model import attention
 
+UNUSABLE = (ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError)  # what a wrong config can raise
 DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "classifier_dropout"),
     *("embedding_dropout", "mlp_dropout", "classifier_dropout_prob", "seq_classif_dropout", "summary_last_dropout"),
@@ -69,22 +71,13 @@ def build(config: ModelConfig, vocab_size: int, special_ids: dict[str, int], seq
     With `config.init`, the checkpoint's weights (a missing masked-LM head starts random, from `seed`); otherwise
     random weights from `seed`. Fails with ConfigError where vocabulary or positions don't fit.
     """
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import AutoModelForMaskedLM
 
     torch.manual_seed(seed)
-    changes = dict(config.overrides)
     if config.init:
-        model = load(AutoModelForMaskedLM, config.init, "model.init", config.dropout, **changes)
+        model = load(AutoModelForMaskedLM, config.init, "model.init", config.dropout, **config.overrides)
     else:
-        fields = read_preset(config.preset) | changes
-        kind = fields.pop("model_type")
-        fields |= {"vocab_size": vocab_size, "pad_token_id": special_ids["pad"]}
-        if kind in ("modernbert", "eurobert"):
-            fields |= {"cls_token_id": special_ids["cls"], "sep_token_id": special_ids["sep"]}
-            fields |= {"bos_token_id": special_ids["cls"], "eos_token_id": special_ids["sep"]}
-        stock = AutoConfig.for_model(kind, **fields)
-        set_dropout(stock, config.dropout)
-        model = AutoModelForMaskedLM.from_config(stock, attn_implementation="eager")
+        model = _from_preset(config, vocab_size, special_ids)
     rows = model.get_input_embeddings().weight.shape[0]
     if vocab_size > rows:
         raise ConfigError(
@@ -96,19 +89,54 @@ def build(config: ModelConfig, vocab_size: int, special_ids: dict[str, int], seq
     return model
 
 
+def _from_preset(config: ModelConfig, vocab_size: int, special_ids: dict[str, int]) -> Any:
+    """A masked-LM model with random weights; ConfigError for overrides that its stock config doesn't take."""
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    fields = read_preset(config.preset)
+    kind = fields.pop("model_type")
+    fields |= {"vocab_size": vocab_size, "pad_token_id": special_ids["pad"]}
+    if kind in ("modernbert", "eurobert"):
+        fields |= {"cls_token_id": special_ids["cls"], "sep_token_id": special_ids["sep"]}
+        fields |= {"bos_token_id": special_ids["cls"], "eos_token_id": special_ids["sep"]}
+    check_overrides(config.overrides, kind)
+    try:
+        stock = AutoConfig.for_model(kind, **(fields | config.overrides))
+        set_dropout(stock, config.dropout)
+        return AutoModelForMaskedLM.from_config(stock, attn_implementation="eager", dtype=torch.float32)
+    except UNUSABLE as error:
+        raise ConfigError(f"model.overrides: {config.overrides} make no {kind} model: {_first_line(error)}") from error
+
+
 def load(auto_class: Any, name: str, setting: str, dropout: float | None = None, **changes: Any) -> Any:
     """`auto_class.from_pretrained(name)` from safetensors, fp32, without remote code; ConfigError names `setting`."""
     from transformers import AutoConfig
 
+    if name.startswith(("/", ".")) and not Path(name).is_dir():
+        raise ConfigError(f"{setting}: there is no folder {name}")
     try:
+        check_overrides(changes, AutoConfig.from_pretrained(name).model_type)
         stock = AutoConfig.from_pretrained(name, **changes)
         set_dropout(stock, dropout)
         return auto_class.from_pretrained(
             name, config=stock, use_safetensors=True, attn_implementation="eager", dtype=torch.float32
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{setting}: no checkpoint can be loaded from {name!r}: {reason}") from error
+    except (OSError, *UNUSABLE) as error:
+        raise ConfigError(f"{setting}: no checkpoint can be loaded from {name!r}: {_first_line(error)}") from error
+
+
+def check_overrides(overrides: dict[str, Any], kind: str) -> None:
+    """ConfigError for fields that a stock config hasn't got, or that follow from the tokenizer."""
+    from transformers import AutoConfig
+
+    known = set(AutoConfig.for_model(kind).to_dict()) | {"num_labels"}
+    for key in overrides:
+        if key in ("model_type", "vocab_size", "pad_token_id") or key not in known:
+            raise ConfigError(f"model.overrides: {key!r} can't be set on a {kind} model")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def set_dropout(stock: Any, dropout: float | None) -> None:

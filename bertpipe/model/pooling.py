@@ -40,9 +40,16 @@ HEADS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 }
 
 
-def classify(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits [S, labels] of a stock sequence-classification model from first hidden states [S, H]."""
+def check_head(model: Any) -> None:
+    """ConfigError for a family whose classification head isn't offered."""
     kind = model.config.model_type
     if kind not in HEADS:
-        raise ConfigError(f"finetune.model: no classification head for {kind}; offered are {', '.join(HEADS)}")
-    return HEADS[kind](model, hidden.unsqueeze(1))
+        raise ConfigError(
+            f"finetune: no classification head is offered for {kind} models; offered are {', '.join(HEADS)}"
+        )
+
+
+def classify(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits [S, labels] of a stock sequence-classification model from first hidden states [S, H]."""
+    check_head(model)
+    return HEADS[model.config.model_type](model, hidden.unsqueeze(1))

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, load_model, save_file
 
 from bertpipe import artifact
 from bertpipe.data.tokenizer import save as save_tokenizer
+from bertpipe.errors import ArtifactError
 from bertpipe.model import encoders
 from bertpipe.train.optim import Optimizer
 
@@ -31,6 +32,14 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         path.chmod(0o644)
 
 
+def _problems(path: Path) -> list[str]:
+    """What is wrong with a checkpoint, one line each; an unreadable manifest is one of them."""
+    try:
+        return artifact.verify(path)
+    except ArtifactError as error:
+        return [str(error)]
+
+
 class Checkpoints:
     """The checkpoints of one run; one process writes, every process reads."""
 
@@ -41,7 +50,9 @@ class Checkpoints:
         """Commit step-`step`, then prune all but the newest `keep`."""
         target = self.folder / f"step-{step:08d}"
         if artifact.is_complete(target):
-            return
+            if not _problems(target):
+                return
+            artifact.discard(target)
         self.folder.mkdir(parents=True, exist_ok=True)
         artifact.discard(target.with_name(target.name + artifact.PARTIAL))
         with artifact.committing(target, kind="checkpoint") as (scratch, counts):
@@ -60,7 +71,7 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """The newest checkpoint that verifies; a damaged one is said aloud and passed over."""
         for path in reversed(self.steps()):
-            problems = artifact.verify(path)
+            problems = _problems(path)
             if not problems:
                 return path
             print(f"checkpoint passed over: {problems[0]}", file=sys.stderr)

@@ -7,6 +7,7 @@ slot from (seed, step, slot), so there is no random state to save.
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from bertpipe.data import keyed
 from bertpipe.data.batches import PackedBatch, StepSource, load
+from bertpipe.errors import DataError
 from bertpipe.model.objectives import Objective
 from bertpipe.train.checkpoint import Checkpoints
 from bertpipe.train.optim import Optimizer
@@ -76,6 +78,10 @@ def fit(
             sums = _backward(module, slots, settings, place, step, share[0], count)
             norm = optimizer.step()
             loss, correct = place.sum(sums)
+            if not math.isfinite(loss) or not math.isfinite(norm):  # alike on all processes
+                raise DataError(
+                    f"step {step + 1}: loss {loss}, gradient norm {norm}: diverged; lower the learning rate"
+                )
             state["tokens"] += int(tokens)
             speed.add(int(tokens), waited)
             line = {"step": step + 1, "epoch": epoch_of(step), "tokens": state["tokens"], "loss": loss / max(1, count)}
@@ -96,6 +102,8 @@ def fit(
                 _save(step + 1, objective, optimizer, place, record, checkpoints, state, speed)
             if stopping:
                 raise KeyboardInterrupt
+        if any(place.sum([float(stop.asked)])):  # asked for in the last step or its evaluation
+            raise KeyboardInterrupt
     return speed
 
 

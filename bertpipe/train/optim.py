@@ -6,6 +6,7 @@ a checkpoint needs no optimizer object to be read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,13 +33,18 @@ class Recipe:
     momentum: float = 0.95
 
 
+def check_names(optimizer: str, schedule: str) -> None:
+    """ConfigError for an optimizer or schedule that isn't there."""
+    for setting, name, table in (("name", optimizer, OPTIMIZERS), ("schedule", schedule, SCHEDULES)):
+        if name not in table:
+            raise ConfigError(f"optim.{setting}: {name!r} is not one of {', '.join(table)}")
+
+
 class Optimizer:
     """One or more torch optimizers over the named parameters of a model, stepped as one."""
 
     def __init__(self, model: nn.Module, recipe: Recipe):
-        for setting, name, table in (("name", recipe.name, OPTIMIZERS), ("schedule", recipe.schedule, SCHEDULES)):
-            if name not in table:
-                raise ConfigError(f"optim.{setting}: {name!r} is not one of {', '.join(table)}")
+        check_names(recipe.name, recipe.schedule)
         self.recipe = recipe
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.parts = OPTIMIZERS[recipe.name](model, self.parameters, recipe)
@@ -95,7 +101,8 @@ def adamw(model: nn.Module, parameters: dict[str, nn.Parameter], recipe: Recipe)
 
 def muon(model: nn.Module, parameters: dict[str, nn.Parameter], recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) on the matrices of the encoder's layers, AdamW on all the rest."""
-    matrices = {n: p for n, p in parameters.items() if p.ndim == 2 and ".layer" in n and "embedding" not in n}
+    in_layer = re.compile(r"[._]layers?\.")
+    matrices = {n: p for n, p in parameters.items() if p.ndim == 2 and in_layer.search(n) and "embedding" not in n}
     if not matrices:
         raise ConfigError("optim.name: muon finds no layer matrices in this model; use adamw")
     others = {n: p for n, p in parameters.items() if n not in matrices}

@@ -29,7 +29,7 @@ from bertpipe.model import attention, encoders
 from bertpipe.model.objectives import OBJECTIVES, Objective
 from bertpipe.train import loop
 from bertpipe.train.checkpoint import Checkpoints, save_model
-from bertpipe.train.optim import Optimizer, Recipe
+from bertpipe.train.optim import Optimizer, Recipe, check_names
 from bertpipe.train.place import Place
 from bertpipe.train.tracking import Record, Wandb
 
@@ -43,6 +43,8 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     place = Place(cfg.runtime, cfg.train.precision)
     place.share(cfg.train.slots_per_step, "train.slots_per_step")
     tokenizer = load_tokenizer(inputs["tokenizer"])
+    if cfg.model.init:
+        check_tokenizer(cfg.model.init, tokenizer)
     train = TokenShards(inputs["shards"], "train")
     row = OBJECTIVES[cfg.train.objective]
     model = encoders.build(cfg.model, train.vocab_size, train.special_ids, cfg.train.sequence_length, cfg.train.seed)
@@ -70,15 +72,18 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
             checkpoints,
             lambda step: order.locate(step)[0],
         )
+    if evaluation.slots and not evaluation.last:  # an earlier sitting came to the end but not to the publishing
+        evaluation()
     if place.is_main:
         artifact.discard(out / "plans")
+        for leftover in (out / "checkpoints").glob(f"*{artifact.PARTIAL}"):
+            artifact.discard(leftover)
         save_model(model, tokenizer, out / "model")
         counts |= {
             "parameters": encoders.count_parameters(model),
             "steps": cfg.train.steps,
             "epochs": order.locate(cfg.train.steps - 1)[0] + 1,
             "train_seconds": round(speed.seconds, 1),
-            "tokens_per_second": round(speed.tokens_per_second, 1),
             "attention": attention.NAME,
             **place.facts(),
             **evaluation.last,
@@ -95,6 +100,19 @@ def check(cfg: Config) -> None:
             f"train.slot_tokens: {cfg.train.slot_tokens} is less than train.sequence_length {cfg.train.sequence_length}"
         )
     masking.check(cfg.masking.strategy, cfg.masking.mask_share, cfg.masking.random_share)
+    check_names(cfg.optim.name, cfg.optim.schedule)
+
+
+def check_tokenizer(init: str, tokenizer: Any) -> None:
+    """ConfigError when the checkpoint `init` has a tokenizer of its own with another vocabulary."""
+    try:
+        own = load_tokenizer(init)
+    except (OSError, ValueError):
+        return
+    if len(own) > len(own.all_special_ids) and own.get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"model.init: {init} has another vocabulary than this run's tokenizer; adopt it: --tokenizer.adopt {init}"
+        )
 
 
 def load_tokenizer(folder: Path | str) -> Any:

@@ -61,5 +61,5 @@ def test_every_parameter_has_a_gradient_even_from_an_empty_slot():
 def test_a_family_without_a_head_is_refused_by_name():
     data = examples()
     objective = SequenceLabel(encoders.make_packed(stock("eurobert")))
-    with pytest.raises(ConfigError, match="no classification head for eurobert; offered are bert"):
+    with pytest.raises(ConfigError, match="no classification head is offered for eurobert models; offered are bert"):
         objective(pack_examples(data, np.arange(3), 0))

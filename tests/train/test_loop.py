@@ -18,6 +18,7 @@ from bertpipe.train.optim import Optimizer, Recipe
 from bertpipe.train.place import Place
 from bertpipe.train.tracking import Record
 from tests.conftest import SPECIAL_IDS, VOCAB_SIZE
+from tests.model.test_attention import CONFIGS
 
 STEPS = 50
 ADAMW = Recipe("adamw", 3e-3, 0.01, (0.9, 0.999), 1e-8, "linear", 5, STEPS, 1.0)
@@ -201,3 +202,11 @@ def test_muon_takes_the_matrices_of_the_layers():
     taken = {names[id(p)] for g in matrices.param_groups for p in g["params"]}
     assert len(taken) == 2 * 6 and all(".layer." in n and n.endswith("weight") for n in taken)
     assert len(taken) + sum(len(g["params"]) for g in others.param_groups) == len(names)
+
+
+@pytest.mark.parametrize("kind", encoders.FAMILIES)
+def test_muon_finds_the_matrices_of_every_family(kind):
+    torch.manual_seed(0)
+    model = tr.AutoModelForMaskedLM.from_config(CONFIGS[kind](), attn_implementation="eager")
+    matrices, _ = Optimizer(model, Recipe(**(vars(ADAMW) | {"name": "muon"}))).parts
+    assert len([p for g in matrices.param_groups for p in g["params"]]) >= 4

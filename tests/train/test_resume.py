@@ -85,18 +85,35 @@ def test_a_signal_saves_and_ends_with_130(shards, uninterrupted, tmp_path, numbe
     same(only(root, "pretrain"), uninterrupted)
 
 
-def test_a_damaged_checkpoint_is_passed_over_aloud(shards, uninterrupted, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "message"), [("model/model.safetensors", "content differs"), ("manifest.json", "not readable as JSON")]
+)
+def test_a_damaged_checkpoint_is_passed_over_aloud(shards, uninterrupted, tmp_path, name, message):
     root = copy(shards, tmp_path)
     assert kill_after(start(shards, root), root, 10, 0)
     newest = sorted(root.glob("pretrain-*/checkpoints/step-????????"))[-1]
-    weights = newest / "model" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    content = (newest / name).read_bytes()
+    (newest / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if name != "manifest.json" else content[:99])
     done = bertpipe("pretrain", "--config", shards / "tiny.yaml", "--runtime.root", root)
-    assert f"checkpoint passed over: {weights}: content differs" in done.stderr
+    assert "checkpoint passed over: " in done.stderr and str(newest / name) in done.stderr and message in done.stderr
     assert "resuming after step" in done.stdout
     same(only(root, "pretrain"), uninterrupted)
+
+
+def test_interrupted_between_the_last_step_and_publishing(shards, uninterrupted, tmp_path):
+    """All steps are done and saved: the rerun only evaluates and publishes, and its manifest is complete."""
+    root = copy(shards, tmp_path)
+    partial = root / f"{uninterrupted.name}.partial"
+    shutil.copytree(uninterrupted, partial)
+    (partial / "manifest.json").unlink()
+    shutil.rmtree(partial / "model")
+    (partial / "checkpoints" / "step-00000027.partial").mkdir()
+    done = bertpipe("pretrain", "--config", shards / "tiny.yaml", "--runtime.root", root)
+    assert "resuming after step 30" in done.stdout
+    same(only(root, "pretrain"), uninterrupted)
+    counts = [json.loads((f / "manifest.json").read_text())["counts"] for f in (uninterrupted, only(root, "pretrain"))]
+    assert counts[0]["eval_loss"] == counts[1]["eval_loss"]
+    assert not list(only(root, "pretrain").glob("checkpoints/*.partial"))
 
 
 def test_two_processes_see_one_processs_batches(shards, uninterrupted, tmp_path):
