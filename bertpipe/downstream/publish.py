@@ -31,7 +31,7 @@ UNWANTED_KEYS = ("_name_or_path", "name_or_path", "auto_map", "_attn_implementat
 
 def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict) -> None:
     """Build out/model from the pretrained model, or from that of the task `publish.task`."""
-    check(cfg)
+    check_repo(cfg.publish.repo)
     source = choose_model(cfg, inputs)
     folder = out / FOLDER
     discard(folder)  # of an interrupted run: it is cheaper to make than to check
