@@ -327,8 +327,10 @@ def check_keys(tree: Any, origin: str) -> None:
         if settings is not None and not isinstance(settings, dict):
             raise ConfigError(f"{origin}: {section} is a section; write its settings as {section}: {{key: value}}")
         fields = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
-        for key in settings or {}:
+        for key, value in (settings or {}).items():
             _known(f"{section}.{key}", {f"{section}.{name}": None for name in fields}, "setting", origin)
+            if isinstance(value, bool) and "bool" not in str(fields[key].annotation):  # Python would take it for 0 or 1
+                raise ConfigError(f"{origin}: {section}.{key} is no yes/no setting, got {str(value).lower()}")
 
 
 def _known(name: str, names: Any, kind: str, origin: str) -> None:
@@ -341,9 +343,20 @@ def _known(name: str, names: Any, kind: str, origin: str) -> None:
     raise ConfigError(f"{origin}: unknown {kind} {name!r}; did you mean {best!r}?")
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Plain YAML, in which a key given twice is an error rather than a silent last word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        for position, (key, _) in enumerate(node.value):
+            if key.value in keys[:position]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _OnceLoader(path.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:

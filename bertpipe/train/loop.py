@@ -93,8 +93,10 @@ def fit(
                 record.write("speed", {"step": step + 1} | speed.read())
             bar.update(step + 1, line, speed)
             if evaluate is not None and (last or (step + 1) % settings.eval_every == 0):
+                started = time.monotonic()
                 figures = evaluate()
                 module.train()
+                speed.pause(time.monotonic() - started)
                 record.write("metrics", {"step": step + 1} | figures)
                 bar.say(step + 1, figures)
             due = settings.checkpoint_every and (step + 1) % settings.checkpoint_every == 0

@@ -69,7 +69,12 @@ class Speed:
     def __init__(self, seconds_before: float = 0.0):
         self.before, self.started = seconds_before, time.monotonic()
         self.last, self.tokens, self.waited = self.started, 0, 0.0
-        self.all_tokens = 0
+        self.all_tokens, self.paused = 0, 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Leave time spent on something else (an evaluation) out of the throughput; it stays in `seconds`."""
+        self.paused += seconds
+        self.last += seconds
 
     def add(self, tokens: int, waited: float) -> None:
         """Count a step's real tokens and the seconds it waited for data."""
@@ -84,8 +89,8 @@ class Speed:
 
     @property
     def tokens_per_second(self) -> float:
-        """Over this sitting."""
-        return self.all_tokens / max(1e-9, time.monotonic() - self.started)
+        """Over this sitting, evaluations left out."""
+        return self.all_tokens / max(1e-9, time.monotonic() - self.started - self.paused)
 
     def read(self) -> dict[str, float]:
         """Figures since the last reading."""
