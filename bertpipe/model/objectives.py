@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bertpipe.model.cross_entropy import cross_entropy
 from bertpipe.model.encoders import encode, family
 from bertpipe.model.pooling import classify
 
@@ -46,12 +47,10 @@ class MaskedLM(Objective):
     def losses(self, batch: Any) -> dict[str, torch.Tensor]:
         """Scalars; `count` is the number of predicted positions."""
         hidden = encode(self.model, batch)[batch.predict_index]
-        logits = family(self.model).mlm_head(self.model, hidden).float()
-        losses = F.cross_entropy(logits, batch.predict_labels, reduction="none")
+        logits = family(self.model).mlm_head(self.model, hidden)
+        losses, right = cross_entropy(logits, batch.predict_labels)
         weight = batch.predict_weight
-        with torch.no_grad():
-            correct = ((logits.argmax(-1) == batch.predict_labels) * weight).sum()
-        return {"loss": (losses * weight).sum(), "correct": correct, "count": weight.sum()}
+        return {"loss": (losses * weight).sum(), "correct": (right * weight).sum(), "count": weight.sum()}
 
     def count(self, batch: Any) -> int:
         """Predicted positions."""
