@@ -63,9 +63,8 @@ class SequenceLabel(Objective):
     def losses(self, batch: Any) -> dict[str, torch.Tensor]:
         """`loss`, `correct`, `count` (sequences), and `logits`, fp32 [num_sequences, labels]."""
         num = batch.num_sequences
-        # the padding of an empty slot goes through the head too, so that every parameter has a gradient everywhere
-        starts = batch.cu_seqlens[: max(1, num)].long()
-        logits = classify(self.model, encode(self.model, batch)[starts]).float()
+        # padding goes through the head too, so that every parameter has a gradient from an empty slot as well
+        logits = classify(self.model, encode(self.model, batch), batch.cu_seqlens).float()
         kept, labels = logits[:num], batch.sequence_labels
         correct, count = logits.new_zeros(()), logits.new_tensor(float(num))
         if labels is None or num == 0:
