@@ -248,6 +248,11 @@ class RuntimeConfig(Section):
     """Show progress bars."""
     wandb: str | None = None
     """Weights & Biases project that pretraining logs to (offline without a key); unset logs to files only."""
+    require_fast_attention: bool = False
+    """Stop before the first step where attention would run on a slow kernel (a GPU with attention dropout, fp32, or
+    without FlashAttention); unset says so and goes on."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile pretraining's forward and backward with torch.compile; auto does on CUDA where they make one graph."""
 
 
 class Config(Section):

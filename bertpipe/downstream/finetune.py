@@ -31,7 +31,7 @@ from bertpipe.downstream.baselines import BASELINES
 from bertpipe.downstream.encode import encode
 from bertpipe.downstream.tasks import Split, Task
 from bertpipe.errors import ConfigError
-from bertpipe.model import encoders
+from bertpipe.model import encoders, kernels
 from bertpipe.model.objectives import SequenceLabel
 from bertpipe.model.pooling import check_head
 from bertpipe.train import loop
@@ -195,7 +195,10 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
     Writes records, predictions and (for init `model`) the model into `scratch` where that is given.
     """
     settings, train_set = cfg.finetune, job.examples["train"]
-    model = encoders.make_packed(build(job, settings, init, seed), cfg.runtime.gradient_checkpointing)
+    model = build(job, settings, init, seed)
+    kernel = kernels.choose(model.config, place.device, place.precision)
+    kernels.settle(kernel, cfg.runtime.require_fast_attention, say=place.is_main)
+    encoders.make_packed(model, cfg.runtime.gradient_checkpointing, kernel.name)
     objective = SequenceLabel(model, place.precision).to(place.device)
     source = ExampleSlots(
         train_set, settings.batch_size, settings.slots_per_step, seed, job.tokenizer.pad_token_id or 0

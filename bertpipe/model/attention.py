@@ -1,10 +1,17 @@
-"""Padding-free packed attention for stock encoders, as an attention function of transformers' own registry.
+"""Padding-free packed attention for stock encoders, as attention functions of transformers' own registry.
 
-Sequences lie end to end in one row; every layer but attention is indifferent to that. Attention groups the sequences
-by length (rounded up to `STEP`), lays each group out as a padded [N, L] block, works there and lays the result back.
-The layout is worked out once a batch (`Layout`) and handed down through the model's keyword arguments.
+Sequences lie end to end in one row; every layer but attention is indifferent to that. There are two kernels:
 
-Shapes: T tokens of the row, H heads, D head size; q, k, v [1, H, T, D]; result [1, T, H, D].
+* `bertpipe_packed` runs anywhere: it groups the sequences by length (rounded up to `STEP`), lays each group out as a
+  padded [N, L] block, works there and lays the result back. The layout is worked out once a batch (`Layout`) and handed
+  down through the model's keyword arguments.
+* `bertpipe_varlen` is torch's FlashAttention for sequences of varying length: CUDA, 16 bits, no dropout. It needs no
+  layout, so a whole forward is one graph.
+
+`choose` (model/kernels.py) says which a run takes.
+
+Shapes: T tokens of the row, H heads (K of keys and values, H in most families), D head size; q [1, H, T, D], k and v
+[1, K, T, D]; result [1, T, H, D].
 """
 
 from __future__ import annotations
@@ -17,6 +24,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "bertpipe_packed"
+VARLEN = "bertpipe_varlen"
 STEP = 32  # sequences whose lengths round up to the same multiple share a block
 
 
@@ -122,6 +130,8 @@ def packed_attention(
         packed_layout = layout(cu_seq_lens_q)
     heads, num_tokens, size = query.shape[1:]
     scaling = size**-0.5 if scaling is None else scaling
+    if key.shape[1] != heads:  # each head of keys and values serves several of queries (eurobert)
+        key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
     spread = [
         _Relay.apply(x[0].transpose(0, 1).reshape(num_tokens, heads * size), packed_layout.spread, packed_layout.gather)
         for x in (query, key, value)
@@ -159,14 +169,49 @@ def _attend(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout, scale=scaling)
 
 
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of each sequence to itself alone by torch's FlashAttention; registered as `bertpipe_varlen`.
+
+    Rotary position numbers are fp32, so queries and keys may come wider than values; they are made as narrow. A window
+    w of transformers lets |i - j| < w through; FlashAttention counts the keys on either side, w - 1 each. Raises
+    ValueError without the boundaries, or with dropout, which this kernel hasn't got.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    if cu_seq_lens_q is None or max_length_q is None:
+        raise ValueError(f"{type(module).__name__}: no cu_seq_lens_q and max_length_q came down to packed attention")
+    if dropout:
+        raise ValueError(f"{type(module).__name__}: {VARLEN} has no dropout, {dropout} was asked for")
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    window = (-1, -1) if sliding_window is None else (sliding_window - 1, sliding_window - 1)
+    grouped = k.shape[1] != q.shape[1]
+    cu, longest = cu_seq_lens_q, max_length_q
+    mixed = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=window, enable_gqa=grouped)
+    assert isinstance(mixed, torch.Tensor)
+    return mixed.unsqueeze(0), None
+
+
 def _no_mask(*_: Any, **__: Any) -> None:
-    """Packed rows need no mask: the layout keeps sequences apart."""
+    """Packed rows need no mask: layout and boundaries keep sequences apart."""
 
 
 def register() -> None:
-    """Make `bertpipe_packed` known to transformers; may be called again."""
-    AttentionInterface.register(NAME, packed_attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
+    """Make both kernels known to transformers; may be called again."""
+    for name, function in ((NAME, packed_attention), (VARLEN, varlen_attention)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, _no_mask)
 
 
 register()

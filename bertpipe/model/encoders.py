@@ -155,9 +155,9 @@ def check_length(model: Any, length: int, setting: str) -> None:
         raise ConfigError(f"{setting}: {length} exceeds the model's {positions} positions; use at most {positions}")
 
 
-def make_packed(model: Any, gradient_checkpointing: bool = False) -> Any:
-    """Switch a stock model to packed attention, in place."""
-    model.set_attn_implementation(attention.NAME)
+def make_packed(model: Any, gradient_checkpointing: bool = False, kernel: str = attention.NAME) -> Any:
+    """Switch a stock model to packed attention by `kernel` (model/kernels.py), in place."""
+    model.set_attn_implementation(kernel)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
@@ -167,15 +167,15 @@ def encode(model: Any, batch: Any) -> torch.Tensor:
     """Hidden states [T, H] of a PackedBatch, from a stock model with or without a head."""
     kind = family(model)
     types = {"token_type_ids": batch.token_type_ids} if kind.token_types else {}
-    encoder = model.base_model
-    output = encoder(
+    whole = model.config._attn_implementation == attention.VARLEN
+    output = model.base_model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids + kind.first_position(model.config),
         cu_seq_lens_q=batch.cu_seqlens,
         cu_seq_lens_k=batch.cu_seqlens,
         max_length_q=batch.max_seqlen,
         max_length_k=batch.max_seqlen,
-        packed_layout=attention.layout(batch.cu_seqlens),
+        packed_layout=None if whole else attention.layout(batch.cu_seqlens),
         **types,
     )
     return output.last_hidden_state[0]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bertpipe.model.cross_entropy import cross_entropy
 from bertpipe.model.encoders import encode, family
 from bertpipe.model.pooling import classify
 
@@ -46,12 +47,10 @@ class MaskedLM(Objective):
     def losses(self, batch: Any) -> dict[str, torch.Tensor]:
         """Scalars; `count` is the number of predicted positions."""
         hidden = encode(self.model, batch)[batch.predict_index]
-        logits = family(self.model).mlm_head(self.model, hidden).float()
-        losses = F.cross_entropy(logits, batch.predict_labels, reduction="none")
+        logits = family(self.model).mlm_head(self.model, hidden)
+        losses, right = cross_entropy(logits, batch.predict_labels)
         weight = batch.predict_weight
-        with torch.no_grad():
-            correct = ((logits.argmax(-1) == batch.predict_labels) * weight).sum()
-        return {"loss": (losses * weight).sum(), "correct": correct, "count": weight.sum()}
+        return {"loss": (losses * weight).sum(), "correct": (right * weight).sum(), "count": weight.sum()}
 
     def count(self, batch: Any) -> int:
         """Predicted positions."""
@@ -64,9 +63,8 @@ class SequenceLabel(Objective):
     def losses(self, batch: Any) -> dict[str, torch.Tensor]:
         """`loss`, `correct`, `count` (sequences), and `logits`, fp32 [num_sequences, labels]."""
         num = batch.num_sequences
-        # the padding of an empty slot goes through the head too, so that every parameter has a gradient everywhere
-        starts = batch.cu_seqlens[: max(1, num)].long()
-        logits = classify(self.model, encode(self.model, batch)[starts]).float()
+        # padding goes through the head too, so that every parameter has a gradient from an empty slot as well
+        logits = classify(self.model, encode(self.model, batch), batch.cu_seqlens).float()
         kept, labels = logits[:num], batch.sequence_labels
         correct, count = logits.new_zeros(()), logits.new_tensor(float(num))
         if labels is None or num == 0:

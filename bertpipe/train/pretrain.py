@@ -25,7 +25,7 @@ from bertpipe.data.masking import Masking, Vocabulary
 from bertpipe.data.order import Order, fixed_slots
 from bertpipe.data.shards import TokenShards
 from bertpipe.errors import ConfigError
-from bertpipe.model import attention, encoders
+from bertpipe.model import encoders, kernels
 from bertpipe.model.objectives import OBJECTIVES, Objective
 from bertpipe.train import loop
 from bertpipe.train.checkpoint import Checkpoints, save_model
@@ -48,14 +48,19 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     train = TokenShards(inputs["shards"], "train")
     row = OBJECTIVES[cfg.train.objective]
     model = encoders.build(cfg.model, train.vocab_size, train.special_ids, cfg.train.sequence_length, cfg.train.seed)
-    encoders.make_packed(model, cfg.runtime.gradient_checkpointing)
+    kernel = kernels.choose(model.config, place.device, place.precision)
+    kernels.settle(kernel, cfg.runtime.require_fast_attention, say=place.is_main)
+    encoders.make_packed(model, cfg.runtime.gradient_checkpointing, kernel.name)
     objective = row.module(model, place.precision)
+    compiled = kernels.compiles(kernel, place.device, cfg.runtime.compile)
+    if compiled:
+        objective.compile(fullgraph=True)
     optimizer = Optimizer(objective.to(place.device).model, recipe(cfg))
     order = make_order(cfg, train, out / "plans")
     source = SAMPLERS[row.sampler](cfg, order, train)
     if place.is_main:
         order.prepare(cfg.train.steps)
-        _introduce(cfg, place, model, order)
+        _introduce(cfg, place, model, order, kernel.name + ", compiled" * compiled)
     place.barrier()  # the plans stand now
     evaluation = Evaluation(cfg, inputs["shards"], objective, place)
     record = open_record(cfg, place, out)
@@ -84,7 +89,8 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
             "steps": cfg.train.steps,
             "epochs": order.locate(cfg.train.steps - 1)[0] + 1,
             "train_seconds": round(speed.seconds, 1),
-            "attention": attention.NAME,
+            "attention": kernel.name,
+            "compiled": compiled,
             **place.facts(),
             **evaluation.last,
         }
@@ -221,13 +227,13 @@ def open_record(cfg: Config, place: Place, out: Path) -> Record:
     return Record(out, cfg.runtime.log_every, tracker)
 
 
-def _introduce(cfg: Config, place: Place, model: Any, order: Order) -> None:
+def _introduce(cfg: Config, place: Place, model: Any, order: Order, kernel: str) -> None:
     facts = place.facts()
     tokens = cfg.train.steps * cfg.train.slots_per_step * cfg.train.slot_tokens
     size = f"{encoders.count_parameters(model):,} parameters"
     print(
         f"pretrain: {facts['world_size']} process(es) x {facts['threads']} thread(s), {facts['device']}, "
-        f"{facts['precision']}, {attention.NAME} | {model.config.model_type}, {size} | "
+        f"{facts['precision']}, {kernel} | {model.config.model_type}, {size} | "
         f"{cfg.train.steps} steps x {cfg.train.slots_per_step} slots x {cfg.train.slot_tokens} = {tokens:,} tokens, "
         f"{order.steps_in(0)} steps an epoch",
         flush=True,
