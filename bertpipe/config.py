@@ -80,6 +80,9 @@ class TokenizerConfig(Section):
     """Seed of that sample."""
     model_max_length: int = Field(default=512, ge=3)
     """Longest input in tokens, special tokens included, written into the tokenizer."""
+    add_tokens: int = Field(default=0, ge=0)
+    """Words of the corpus to add to an adopted WordPiece vocabulary: those that occur `min_frequency` times or more and
+    save the most tokens. `model.init` then grows the checkpoint's embeddings."""
 
 
 class ShardsConfig(Section):
@@ -102,6 +105,9 @@ class ModelConfig(Section):
     """Dropout of every layer and of attention; unset keeps the preset's."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Further fields of the stock `transformers` config, e.g. {hidden_act: gelu_new}."""
+    max_positions: int | None = Field(default=None, ge=8)
+    """Longest sequence the model takes, in tokens; unset keeps the preset's or checkpoint's. A checkpoint's learnt
+    positions are interpolated to it, its rotary ones scaled."""
 
 
 class MaskingConfig(Section):
