@@ -98,7 +98,8 @@ class ModelConfig(Section):
     """Which stock encoder."""
 
     preset: str = "bert-mini"
-    """A file of configs/model/, without .yaml: bert-tiny, -mini, -small, -medium, -base, -large."""
+    """A file of configs/model/, without .yaml: bert-tiny, -mini, -small, -medium, -base, -large, albert-base,
+    distilbert-base, electra-base, eurobert-210m, modernbert-base, roberta-base."""
     init: str | None = None
     """Go on from this checkpoint (folder or Hub id) instead of random weights; `preset` is then not used."""
     dropout: float | None = Field(default=None, ge=0, lt=1)

@@ -111,6 +111,8 @@ def _from_preset(config: ModelConfig, vocab_size: int, special_ids: dict[str, in
     if kind in ("modernbert", "eurobert"):
         fields |= {"cls_token_id": special_ids["cls"], "sep_token_id": special_ids["sep"]}
         fields |= {"bos_token_id": special_ids["cls"], "eos_token_id": special_ids["sep"]}
+    if kind == "eurobert":
+        fields |= {"mask_token_id": special_ids["mask"]}
     check_overrides(config.overrides, kind)
     try:
         stock = AutoConfig.for_model(kind, **(fields | config.overrides))
