@@ -80,6 +80,9 @@ class TokenizerConfig(Section):
     """Seed of that sample."""
     model_max_length: int = Field(default=512, ge=3)
     """Longest input in tokens, special tokens included, written into the tokenizer."""
+    add_tokens: int = Field(default=0, ge=0)
+    """Words of the corpus to add to an adopted WordPiece vocabulary: those that occur `min_frequency` times or more and
+    save the most tokens. `model.init` then grows the checkpoint's embeddings."""
 
 
 class ShardsConfig(Section):
@@ -95,13 +98,17 @@ class ModelConfig(Section):
     """Which stock encoder."""
 
     preset: str = "bert-mini"
-    """A file of configs/model/, without .yaml: bert-tiny, -mini, -small, -medium, -base, -large."""
+    """A file of configs/model/, without .yaml: bert-tiny, -mini, -small, -medium, -base, -large, albert-base,
+    distilbert-base, electra-base, eurobert-210m, modernbert-base, roberta-base."""
     init: str | None = None
     """Go on from this checkpoint (folder or Hub id) instead of random weights; `preset` is then not used."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout of every layer and of attention; unset keeps the preset's."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Further fields of the stock `transformers` config, e.g. {hidden_act: gelu_new}."""
+    max_positions: int | None = Field(default=None, ge=8)
+    """Longest sequence the model takes, in tokens; unset keeps the preset's or checkpoint's. A checkpoint's learnt
+    positions are interpolated to it, its rotary ones scaled."""
 
 
 class MaskingConfig(Section):

@@ -70,9 +70,29 @@ def test_pretrain_on_your_own_text(own_text):
 
 def test_go_on_from_a_checkpoint(place, own_text):
     """A local folder stands in for the Hub id."""
-    (line,) = [c for c in commands() if "--model.init" in c]
+    (line,) = [c for c in commands() if "--model.init" in c and "add_tokens" not in c]
     run(line.replace("google-bert/bert-base-uncased", str(own_text)), place, "further")
     assert (only(place / "further", "publish") / "model" / "README.md").is_file()
+
+
+def test_go_on_in_another_domain(place, own_text):
+    """Words the checkpoint split are one token now, and long texts go in, by stock classes alone."""
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    (place / "physics").mkdir()
+    texts = ["the neutron sees the tensor .", "a child finds the neutron .", "one tensor likes a king ."]
+    for number in range(40):
+        (place / "physics" / f"{number}.txt").write_text(" ".join(texts[number % 3 :] * 3) + f" {number}")
+    (line,) = [c for c in commands() if "--model.init" in c and "add_tokens" in c]
+    line = line.replace("google-bert/bert-base-uncased", str(own_text))
+    run(line, place, "domain", "--corpus.sources", str(place / "physics" / "*.txt"))
+    before, folder = AutoTokenizer.from_pretrained(own_text), only(place / "domain", "publish") / "model"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder)
+    assert len(before.tokenize("neutron")) > 1 and tokenizer.tokenize("neutron tensor") == ["neutron", "tensor"]
+    assert tokenizer.model_max_length == 2048 and model.config.vocab_size == len(tokenizer) > len(before)
+    long = tokenizer("the neutron sees the tensor . " * 400, truncation=True, return_tensors="pt")
+    assert long.input_ids.shape == (1, 2048)
+    assert model(**long).logits.shape == (1, 2048, len(tokenizer))
 
 
 def test_fine_tune_on_a_glue_task(place, own_text):

@@ -1,4 +1,4 @@
-"""The tokenizer stage: train a WordPiece vocabulary (as in Devlin et al. 2019), or adopt a tokenizer.
+"""The tokenizer stage: train a WordPiece vocabulary (as in Devlin et al. 2019), or adopt a tokenizer and extend it.
 
     tokenizer.json, tokenizer_config.json    what `AutoTokenizer.from_pretrained(folder)` loads
     vocab.txt                                one piece a line, in id order (WordPiece only)
@@ -48,7 +48,8 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
 
     Raises DataError for a corpus without text or a malformed vocab.txt, ConfigError when `adopt` names nothing usable.
     """
-    from bertpipe.data.tokenizer_report import measure
+    from bertpipe.data.new_words import add_words
+    from bertpipe.data.tokenizer_report import compare, measure
 
     settings, corpus = cfg.tokenizer, inputs["corpus"]
     if settings.adopt is None:
@@ -59,7 +60,13 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
         tokenizer = adopt(settings)
     save(tokenizer, out)
     split = "holdout" if any(True for _ in read_documents(corpus, "holdout")) else "train"
-    report = measure(out, draw_sample(corpus, split, REPORT_BYTES, settings.seed)(), settings.model_max_length)
+    sample = draw_sample(corpus, split, REPORT_BYTES, settings.seed)
+    report = measure(out, sample(), settings.model_max_length)
+    if settings.add_tokens:
+        words = add_words(tokenizer, draw_sample(corpus, "train", settings.sample_bytes, settings.seed)(), settings)
+        save(tokenizer, out)
+        report = compare(report, measure(out, sample(), settings.model_max_length), words, settings.add_tokens)
+        counts["added_words"] = len(words)
     report = {"trained": settings.adopt is None, "measured_on": split, **report}
     for warning in report["warnings"]:
         print(f"warning: tokenizer: {warning}", file=sys.stderr)
@@ -207,9 +214,12 @@ def _bert_tokenizer(pieces: list[str], settings: TokenizerConfig) -> Any:
 def identify(config: TokenizerConfig, cache: Path | None) -> dict[str, Any]:
     """Content identity of an adopted tokenizer for the fingerprint: hashes of its files, or a Hub id and its revision.
 
-    Empty when training. Raises ConfigError when `adopt` is neither a path that exists nor the form of a Hub id.
+    Empty when training. Raises ConfigError when `adopt` is neither a path that exists nor the form of a Hub id, and for
+    `add_tokens` without it.
     """
     if config.adopt is None:
+        if config.add_tokens:
+            raise ConfigError("tokenizer.add_tokens: adds to an adopted tokenizer; set tokenizer.adopt, or vocab_size")
         return {}
     kind, path = _kind(config.adopt)
     if kind == "hub":

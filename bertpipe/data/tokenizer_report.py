@@ -71,6 +71,26 @@ def measure(folder: Path, texts: Iterable[str], max_length: int) -> dict[str, An
     }
 
 
+def compare(before: dict[str, Any], after: dict[str, Any], words: list[str], wanted: int) -> dict[str, Any]:
+    """The report `after` of a tokenizer that `words` were added to, with what they save on the same text under `added`.
+
+    `wanted` is how many should have been added; fewer is warned of.
+    """
+    tokens, saved = before["tokens"], before["tokens"] - after["tokens"]
+    added = {
+        "words": len(words),
+        "examples": words[:NUM_EXAMPLES],
+        "tokens_per_word_before": before["tokens_per_word"],
+        "tokens_saved": saved,
+        "share_saved": round(saved / tokens, 6) if tokens else 0.0,
+        "unknown_rate_before": before["unknown_rate"],
+    }
+    if len(words) < wanted:
+        short = f"only {len(words)} words of the corpus would save tokens, fewer than tokenizer.add_tokens: {wanted}"
+        after["warnings"].append(short)
+    return {**after, "added": added}
+
+
 def _encode(tokenizer: Tokenizer, text: str) -> Iterator[Encoding]:
     pieces = list(stage.split_long(text))
     for first in range(0, len(pieces), BATCH):

@@ -6,7 +6,7 @@ FAMILIES: where its masked-LM head and its position numbers differ from BERT's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import nn
 
 from bertpipe.config import ModelConfig, read_preset
 from bertpipe.errors import ConfigError
-from bertpipe.model import attention
+from bertpipe.model import attention, grow
 
 UNUSABLE = (ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError)  # what a wrong config can raise
 DROPOUTS = (
@@ -65,17 +65,29 @@ def family(model: Any) -> Family:
     return FAMILIES[kind]
 
 
-def build(config: ModelConfig, vocab_size: int, special_ids: dict[str, int], sequence_length: int, seed: int) -> Any:
+def build(
+    config: ModelConfig,
+    vocab_size: int,
+    special_ids: dict[str, int],
+    sequence_length: int,
+    seed: int,
+    added: Sequence[Sequence[int]] = (),
+) -> Any:
     """A masked-LM model for `vocab_size` token ids and sequences of `sequence_length`.
 
-    With `config.init`, the checkpoint's weights (a missing masked-LM head starts random, from `seed`); otherwise
-    random weights from `seed`. Fails with ConfigError where vocabulary or positions don't fit.
+    With `config.init`, the checkpoint's weights (a missing masked-LM head starts random, from `seed`), grown for the
+    last entries if `added` gives the old ids of each; otherwise random weights from `seed`. Fails with ConfigError
+    where vocabulary or positions don't fit.
     """
     from transformers import AutoModelForMaskedLM
 
     torch.manual_seed(seed)
     if config.init:
         model = load(AutoModelForMaskedLM, config.init, "model.init", config.dropout, **config.overrides)
+        if added:
+            model = grow.grow_vocabulary(model, vocab_size, added)
+        if config.max_positions:
+            model = grow.lengthen(model, config.max_positions, family(model).first_position(model.config))
     else:
         model = _from_preset(config, vocab_size, special_ids)
     rows = model.get_input_embeddings().weight.shape[0]
@@ -99,10 +111,14 @@ def _from_preset(config: ModelConfig, vocab_size: int, special_ids: dict[str, in
     if kind in ("modernbert", "eurobert"):
         fields |= {"cls_token_id": special_ids["cls"], "sep_token_id": special_ids["sep"]}
         fields |= {"bos_token_id": special_ids["cls"], "eos_token_id": special_ids["sep"]}
+    if kind == "eurobert":
+        fields |= {"mask_token_id": special_ids["mask"]}
     check_overrides(config.overrides, kind)
     try:
         stock = AutoConfig.for_model(kind, **(fields | config.overrides))
         set_dropout(stock, config.dropout)
+        if config.max_positions:
+            stock.max_position_embeddings = config.max_positions + FAMILIES[kind].first_position(stock)
         return AutoModelForMaskedLM.from_config(stock, attn_implementation="eager", dtype=torch.float32)
     except UNUSABLE as error:
         raise ConfigError(f"model.overrides: {config.overrides} make no {kind} model: {_first_line(error)}") from error

@@ -22,6 +22,7 @@ from bertpipe.config import Config
 from bertpipe.data import masking
 from bertpipe.data.batches import MaskedSlots, PackedBatch, StepSource, masked_batch
 from bertpipe.data.masking import Masking, Vocabulary
+from bertpipe.data.new_words import split_added
 from bertpipe.data.order import Order, fixed_slots
 from bertpipe.data.shards import TokenShards
 from bertpipe.errors import ConfigError
@@ -43,11 +44,13 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     place = Place(cfg.runtime, cfg.train.precision)
     place.share(cfg.train.slots_per_step, "train.slots_per_step")
     tokenizer = load_tokenizer(inputs["tokenizer"])
-    if cfg.model.init:
-        check_tokenizer(cfg.model.init, tokenizer)
+    added = check_tokenizer(cfg.model.init, tokenizer) if cfg.model.init else []
+    if cfg.model.max_positions:
+        tokenizer.model_max_length = cfg.model.max_positions
     train = TokenShards(inputs["shards"], "train")
     row = OBJECTIVES[cfg.train.objective]
-    model = encoders.build(cfg.model, train.vocab_size, train.special_ids, cfg.train.sequence_length, cfg.train.seed)
+    length, seed = cfg.train.sequence_length, cfg.train.seed
+    model = encoders.build(cfg.model, train.vocab_size, train.special_ids, length, seed, added)
     kernel = kernels.choose(model.config, place.device, place.precision)
     kernels.settle(kernel, cfg.runtime.require_fast_attention, say=place.is_main)
     encoders.make_packed(model, cfg.runtime.gradient_checkpointing, kernel.name)
@@ -109,16 +112,24 @@ def check(cfg: Config) -> None:
     check_names(cfg.optim.name, cfg.optim.schedule)
 
 
-def check_tokenizer(init: str, tokenizer: Any) -> None:
-    """ConfigError when the checkpoint `init` has a tokenizer of its own with another vocabulary."""
+def check_tokenizer(init: str, tokenizer: Any) -> list[list[int]]:
+    """For each entry `tokenizer` adds to the checkpoint's vocabulary, the checkpoint's ids for it; none if they agree.
+
+    ConfigError when the checkpoint `init` has a tokenizer of its own with another vocabulary that this one's doesn't
+    begin with.
+    """
     try:
         own = load_tokenizer(init)
     except (OSError, ValueError):
-        return
-    if len(own) > len(own.all_special_ids) and own.get_vocab() != tokenizer.get_vocab():
+        return []
+    if len(own) <= len(own.all_special_ids) or own.get_vocab() == tokenizer.get_vocab():
+        return []
+    added = split_added(own.backend_tokenizer, tokenizer.backend_tokenizer) if own.is_fast else None
+    if added is None:
         raise ConfigError(
             f"model.init: {init} has another vocabulary than this run's tokenizer; adopt it: --tokenizer.adopt {init}"
         )
+    return added
 
 
 def load_tokenizer(folder: Path | str) -> Any:
