@@ -121,25 +121,30 @@ class OptimConfig(Section):
     """Optimizer and learning-rate schedule of pretraining."""
 
     name: str = "muon"
-    """adamw; or muon: torch.optim.Muon on the encoder's matrices, AdamW on the rest."""
+    """adamw; muon: torch.optim.Muon on the encoder's matrices, AdamW on the rest; lamb, stableadamw: with the extra
+    `[optim]`."""
     lr: float = Field(default=2e-3, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate, of Muon's matrices excepted."""
     muon_lr: float = Field(default=0.02, gt=0)
     """Peak learning rate of Muon."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay; biases and layer norms get none."""
     betas: tuple[Decay, Decay] = (0.9, 0.98)
-    """AdamW's moment decays."""
+    """Moment decays; Muon's matrices have `momentum`."""
     eps: float = Field(default=1e-6, gt=0)
-    """AdamW's epsilon."""
+    """Epsilon of the second moment's root; Muon's matrices excepted."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
     """Muon's momentum."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global L2 norm."""
     schedule: str = "linear"
-    """Shape after the warmup: linear or constant."""
+    """Shape after the warmup: linear, constant, cosine, inverse_sqrt, or wsd (a plateau, then a cooldown)."""
     warmup_steps: int = Field(default=100, ge=0)
     """Steps of linear warmup."""
+    decay_share: float = Field(default=0.2, ge=0, le=1)
+    """wsd: share of the steps, at the end, that the cooldown takes."""
+    cooldown: Literal["1-sqrt", "linear"] = "1-sqrt"
+    """wsd: shape of the cooldown."""
 
 
 class TrainConfig(Section):

@@ -29,7 +29,7 @@ from bertpipe.model import attention, encoders
 from bertpipe.model.objectives import OBJECTIVES, Objective
 from bertpipe.train import loop
 from bertpipe.train.checkpoint import Checkpoints, save_model
-from bertpipe.train.optim import Optimizer, Recipe, check_names
+from bertpipe.train.optim import Optimizer, Recipe, check_names, check_schedule
 from bertpipe.train.place import Place
 from bertpipe.train.tracking import Record, Wandb
 
@@ -101,6 +101,7 @@ def check(cfg: Config) -> None:
         )
     masking.check(cfg.masking.strategy, cfg.masking.mask_share, cfg.masking.random_share)
     check_names(cfg.optim.name, cfg.optim.schedule)
+    check_schedule(recipe(cfg))
 
 
 def check_tokenizer(init: str, tokenizer: Any) -> None:
