@@ -147,6 +147,26 @@ class OptimConfig(Section):
     """wsd: shape of the cooldown."""
 
 
+class Phase(Section):
+    """A part of the pretraining run with a sequence length of its own."""
+
+    share: float = Field(gt=0, le=1)
+    """Share of the run's steps."""
+    sequence_length: int = Field(ge=8)
+    """Longest sequence of the phase in tokens, [CLS] and [SEP] included; at most train.sequence_length."""
+    slot_tokens: int | None = Field(default=None, ge=8)
+    """Tokens of one slot in the phase; unset takes train.slot_tokens."""
+
+
+class Ramp(Section):
+    """A stretch at the start of the run with fewer slots a step."""
+
+    steps: int = Field(ge=1)
+    """Its steps."""
+    slots: int = Field(ge=1)
+    """Slots of each of them."""
+
+
 class TrainConfig(Section):
     """The pretraining run."""
 
@@ -168,6 +188,12 @@ class TrainConfig(Section):
     """Steps between evaluations on the hold-out; the last step is always evaluated."""
     eval_tokens: int = Field(default=200_000, ge=1)
     """Hold-out tokens of one evaluation, at most."""
+    phases: list[Phase] = Field(default_factory=list)
+    """Parts of the run with sequence lengths of their own, in order, e.g. [{share: 0.9, sequence_length: 128}, {share:
+    0.1, sequence_length: 512}]. The hold-out is evaluated at train.sequence_length throughout."""
+    batch_warmup: list[Ramp] = Field(default_factory=list)
+    """Smaller steps at the start, in order, e.g. [{steps: 500, slots: 8}, {steps: 500, slots: 16}]; then
+    train.slots_per_step. Every number of slots must be a multiple of the first one."""
 
 
 class FinetuneConfig(Section):

@@ -19,10 +19,11 @@ import torch
 
 from bertpipe import artifact
 from bertpipe.config import Config
-from bertpipe.data import masking
+from bertpipe.data import masking, phases
 from bertpipe.data.batches import MaskedSlots, PackedBatch, StepSource, masked_batch
 from bertpipe.data.masking import Masking, Vocabulary
 from bertpipe.data.order import Order, fixed_slots
+from bertpipe.data.phases import PhasedOrder
 from bertpipe.data.shards import TokenShards
 from bertpipe.errors import ConfigError
 from bertpipe.model import attention, encoders
@@ -41,7 +42,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     """Pretrain; every process calls it, the main one writes into `out`."""
     check(cfg)
     place = Place(cfg.runtime, cfg.train.precision)
-    place.share(cfg.train.slots_per_step, "train.slots_per_step")
+    place.share(*phases.smallest_step(cfg.train))
     tokenizer = load_tokenizer(inputs["tokenizer"])
     if cfg.model.init:
         check_tokenizer(cfg.model.init, tokenizer)
@@ -53,6 +54,8 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     optimizer = Optimizer(objective.to(place.device).model, recipe(cfg))
     order = make_order(cfg, train, out / "plans")
     source = SAMPLERS[row.sampler](cfg, order, train)
+    if cfg.train.batch_warmup:
+        source = phases.Ramped(source, order)
     if place.is_main:
         order.prepare(cfg.train.steps)
         _introduce(cfg, place, model, order)
@@ -99,6 +102,7 @@ def check(cfg: Config) -> None:
         raise ConfigError(
             f"train.slot_tokens: {cfg.train.slot_tokens} is less than train.sequence_length {cfg.train.sequence_length}"
         )
+    phases.check(cfg.train)
     masking.check(cfg.masking.strategy, cfg.masking.mask_share, cfg.masking.random_share)
     check_names(cfg.optim.name, cfg.optim.schedule)
     check_schedule(recipe(cfg))
@@ -143,10 +147,9 @@ def settings(cfg: Config) -> loop.LoopSettings:
     )
 
 
-def make_order(cfg: Config, shards: TokenShards, plans: Path | None) -> Order:
+def make_order(cfg: Config, shards: TokenShards, plans: Path | None) -> Order | PhasedOrder:
     """The order of the run, its plans kept in `plans`."""
-    train = cfg.train
-    return Order(shards, train.seed, train.sequence_length, train.slot_tokens, train.slots_per_step, plans)
+    return phases.make_order(shards, cfg.train, plans)
 
 
 def make_masking(cfg: Config, shards: TokenShards, probability: float, strategy: str) -> Masking:
@@ -157,7 +160,7 @@ def make_masking(cfg: Config, shards: TokenShards, probability: float, strategy:
     return Masking(strategy, probability, cfg.masking.mask_share, cfg.masking.random_share, vocabulary)
 
 
-def _masked(cfg: Config, order: Order, shards: TokenShards) -> StepSource:
+def _masked(cfg: Config, order: Order | PhasedOrder, shards: TokenShards) -> StepSource:
     drawn = make_masking(cfg, shards, cfg.masking.probability, cfg.masking.strategy)
     return MaskedSlots(order, drawn, cfg.train.seed)
 
@@ -222,17 +225,21 @@ def open_record(cfg: Config, place: Place, out: Path) -> Record:
     return Record(out, cfg.runtime.log_every, tracker)
 
 
-def _introduce(cfg: Config, place: Place, model: Any, order: Order) -> None:
+def _introduce(cfg: Config, place: Place, model: Any, order: Order | PhasedOrder) -> None:
     facts = place.facts()
-    tokens = cfg.train.steps * cfg.train.slots_per_step * cfg.train.slot_tokens
+    train = cfg.train
+    lengths = " then ".join(f"{p.slot_tokens} ({p.sequence_length} a sequence)" for p in phases.parts(train))
+    lengths = lengths if train.phases else str(train.slot_tokens)
+    first = "".join(f"{ramp.slots} for {ramp.steps}, then " for ramp in train.batch_warmup)
+    shape = f"{train.steps} steps x {first}{train.slots_per_step} slots x {lengths}"
     size = f"{encoders.count_parameters(model):,} parameters"
     print(
         f"pretrain: {facts['world_size']} process(es) x {facts['threads']} thread(s), {facts['device']}, "
         f"{facts['precision']}, {attention.NAME} | {model.config.model_type}, {size} | "
-        f"{cfg.train.steps} steps x {cfg.train.slots_per_step} slots x {cfg.train.slot_tokens} = {tokens:,} tokens, "
+        f"{shape} = {phases.total_tokens(train):,} tokens, "
         f"{order.steps_in(0)} steps an epoch",
         flush=True,
     )
 
 
-SAMPLERS: dict[str, Callable[[Config, Order, TokenShards], StepSource]] = {"masked": _masked}
+SAMPLERS: dict[str, Callable[[Config, Order | PhasedOrder, TokenShards], StepSource]] = {"masked": _masked}
