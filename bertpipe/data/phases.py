@@ -82,16 +82,19 @@ def smallest_step(train: TrainConfig) -> tuple[int, str]:
     return train.slots_per_step, "train.slots_per_step"
 
 
+def tokens_of(train: TrainConfig, part: Part) -> int:
+    """Tokens of a phase's slots, with the little padding at the ends of slots and epochs."""
+    slots, first = (part.last - part.first) * train.slots_per_step, 0
+    for stage in train.batch_warmup:
+        steps = max(0, min(part.last, first + stage.steps) - max(part.first, first))
+        slots -= steps * (train.slots_per_step - stage.slots)
+        first += stage.steps
+    return slots * part.slot_tokens
+
+
 def total_tokens(train: TrainConfig) -> int:
-    """Tokens of the whole run, with the little padding at the ends of slots and epochs."""
-    total = sum(train.slots_per_step * part.slot_tokens * (part.last - part.first) for part in parts(train))
-    for part in parts(train):
-        first = 0
-        for stage in train.batch_warmup:
-            steps = max(0, min(part.last, first + stage.steps) - max(part.first, first))
-            total -= steps * (train.slots_per_step - stage.slots) * part.slot_tokens
-            first += stage.steps
-    return total
+    """Tokens of the whole run, padding counted as in `tokens_of`."""
+    return sum(tokens_of(train, part) for part in parts(train))
 
 
 class PhasedOrder:
