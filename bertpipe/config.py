@@ -173,7 +173,13 @@ class TrainConfig(Section):
     objective: str = "mlm"
     """mlm: masked-language modelling."""
     steps: int = Field(default=10_000, ge=1)
-    """Optimizer steps."""
+    """Optimizer steps; not read when `budget` is set."""
+    budget: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?[smhd]$")
+    """Train for this time instead, e.g. 90m, 6h, 1.5d: some steps are measured first, the number that fits is frozen in
+    the run, and the schedule ends inside the time, which counts from the start of the stage."""
+    extend_from: str | None = None
+    """Go on from this finished run (a pretrain-... folder), its optimizer and its place in the data, to a larger number
+    of steps in all; the recipe must be the same but for steps, budget, schedule, warmup and cooldown."""
     sequence_length: int = Field(default=128, ge=8)
     """Longest sequence in tokens, [CLS] and [SEP] included."""
     slot_tokens: int = Field(default=8_192, ge=8)

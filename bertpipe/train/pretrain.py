@@ -5,11 +5,13 @@ pretrain-<fingerprint>/
     metrics.jsonl   the record of the recipe (see tracking.py)
     speed.jsonl     the record of the machine
     checkpoints/    the newest ones, with optimizer tensors
+    budget.json     with `train.budget`: the number of steps it came to
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,8 @@ from bertpipe.data.phases import PhasedOrder
 from bertpipe.data.shards import TokenShards
 from bertpipe.errors import ConfigError
 from bertpipe.model import attention, encoders
-from bertpipe.model.objectives import OBJECTIVES, Objective
-from bertpipe.train import loop
+from bertpipe.model.objectives import OBJECTIVES, Objective, Row
+from bertpipe.train import budget, extend, loop
 from bertpipe.train.checkpoint import Checkpoints, save_model
 from bertpipe.train.optim import Optimizer, Recipe, check_names, check_schedule
 from bertpipe.train.place import Place
@@ -40,6 +42,7 @@ EVAL_SEED = 0
 
 def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any]) -> None:
     """Pretrain; every process calls it, the main one writes into `out`."""
+    started = time.monotonic()
     check(cfg)
     place = Place(cfg.runtime, cfg.train.precision)
     place.share(*phases.smallest_step(cfg.train))
@@ -51,16 +54,24 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     model = encoders.build(cfg.model, train.vocab_size, train.special_ids, cfg.train.sequence_length, cfg.train.seed)
     encoders.make_packed(model, cfg.runtime.gradient_checkpointing)
     objective = row.module(model, place.precision)
-    optimizer = Optimizer(objective.to(place.device).model, recipe(cfg))
-    order = make_order(cfg, train, out / "plans")
-    source = SAMPLERS[row.sampler](cfg, order, train)
-    if cfg.train.batch_warmup:
-        source = phases.Ramped(source, order)
+    evaluation = Evaluation(cfg, inputs["shards"], objective.to(place.device), place)
+    begun = _begin(cfg, inputs, out, place) if cfg.train.extend_from else 0
+    budgeted: dict[str, Any] = {}
+    if cfg.train.budget:
+
+        def cost() -> budget.Cost:
+            def probe(cfg: Config, plans: Path) -> StepSource:
+                return _open_source(cfg, row, train, plans, place)[1]
+
+            evaluate = evaluation if evaluation.slots else None
+            return budget.measure(cfg, objective, recipe(cfg), probe, evaluate, tokenizer, place, out)
+
+        cfg, budgeted = budget.freeze(cfg, out, started, begun, place, cost)
+        evaluation.last = {}
+    optimizer = Optimizer(objective.model, recipe(cfg))
+    order, source = _open_source(cfg, row, train, out / "plans", place)
     if place.is_main:
-        order.prepare(cfg.train.steps)
         _introduce(cfg, place, model, order)
-    place.barrier()  # the plans stand now
-    evaluation = Evaluation(cfg, inputs["shards"], objective, place)
     record = open_record(cfg, place, out)
     checkpoints = Checkpoints(out / "checkpoints", cfg.runtime.keep_checkpoints, tokenizer)
     with record:
@@ -87,6 +98,8 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
             "steps": cfg.train.steps,
             "epochs": order.locate(cfg.train.steps - 1)[0] + 1,
             "train_seconds": round(speed.seconds, 1),
+            **({"budget": budgeted} if budgeted else {}),
+            **({"extended_after": begun} if begun else {}),
             "attention": attention.NAME,
             **place.facts(),
             **evaluation.last,
@@ -105,7 +118,27 @@ def check(cfg: Config) -> None:
     phases.check(cfg.train)
     masking.check(cfg.masking.strategy, cfg.masking.mask_share, cfg.masking.random_share)
     check_names(cfg.optim.name, cfg.optim.schedule)
-    check_schedule(recipe(cfg))
+    if not cfg.train.budget:  # else the number of steps is yet to be found
+        check_schedule(recipe(cfg))
+    extend.check(cfg)
+
+
+def _begin(cfg: Config, inputs: dict[str, Path], out: Path, place: Place) -> int:
+    """Begin where the run that `train.extend_from` names ended; its steps, alike on all processes."""
+    begun = extend.begin(cfg, inputs, out) if place.is_main else 0
+    return int(place.sum([float(begun)])[0])
+
+
+def _open_source(
+    cfg: Config, row: Row, shards: TokenShards, plans: Path, place: Place
+) -> tuple[Order | PhasedOrder, StepSource]:
+    """The order of the run and its batches; the main process writes the plans, the others wait for them."""
+    order = make_order(cfg, shards, plans)
+    source = SAMPLERS[row.sampler](cfg, order, shards)
+    if place.is_main:
+        order.prepare(cfg.train.steps)
+    place.barrier()
+    return order, phases.Ramped(source, order) if cfg.train.batch_warmup else source
 
 
 def check_tokenizer(init: str, tokenizer: Any) -> None:
