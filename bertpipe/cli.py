@@ -26,6 +26,7 @@ COMMANDS = {
     "publish": "build the folder and model card for the Hub (nothing is uploaded)",
     "all": "every stage in turn, skipping what is done",
     "plan": "say which stages are done, stale or missing",
+    "estimate": "say the memory, tokens, FLOPs and hours of pretraining (--measure times a few steps)",
     "verify": "re-hash an artifact folder against its manifest: bertpipe verify FOLDER",
 }
 
@@ -80,8 +81,11 @@ def _main(argv: list[str]) -> int:
         return 0
     if command == "publish":  # which uploads nothing so far, so it is always dry
         rest = [argument for argument in rest if argument != "--dry-run"]
-    cfg = read_config(*_split(rest))
+    measure = command == "estimate" and "--measure" in rest
+    cfg = read_config(*_split([argument for argument in rest if not measure or argument != "--measure"]))
     _quiet_libraries()
+    if command == "estimate":
+        return _estimate(cfg, measure)
     pipeline = Pipeline(cfg)
     if command == "plan":
         return _plan(pipeline)
@@ -142,6 +146,13 @@ def _plan(pipeline: Pipeline) -> int:
     states = {name: pipeline.state(name) for name in wanted(pipeline.cfg)}
     for name, (state, detail) in states.items():
         print(f"{name:<10} {state:<8} {detail}")
+    return 0
+
+
+def _estimate(cfg: Config, measure: bool) -> int:
+    from bertpipe.train import estimate
+
+    print("\n".join(estimate.lines(cfg, measure)))
     return 0
 
 

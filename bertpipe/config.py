@@ -128,25 +128,50 @@ class OptimConfig(Section):
     """Optimizer and learning-rate schedule of pretraining."""
 
     name: str = "muon"
-    """adamw; or muon: torch.optim.Muon on the encoder's matrices, AdamW on the rest."""
+    """adamw; muon: torch.optim.Muon on the encoder's matrices, AdamW on the rest; lamb, stableadamw: with the extra
+    `[optim]`."""
     lr: float = Field(default=2e-3, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate, of Muon's matrices excepted."""
     muon_lr: float = Field(default=0.02, gt=0)
     """Peak learning rate of Muon."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay; biases and layer norms get none."""
     betas: tuple[Decay, Decay] = (0.9, 0.98)
-    """AdamW's moment decays."""
+    """Moment decays; Muon's matrices have `momentum`."""
     eps: float = Field(default=1e-6, gt=0)
-    """AdamW's epsilon."""
+    """Epsilon of the second moment's root; Muon's matrices excepted."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
     """Muon's momentum."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global L2 norm."""
     schedule: str = "linear"
-    """Shape after the warmup: linear or constant."""
+    """Shape after the warmup: linear, constant, cosine, inverse_sqrt, or wsd (a plateau, then a cooldown)."""
     warmup_steps: int = Field(default=100, ge=0)
     """Steps of linear warmup."""
+    decay_share: float = Field(default=0.2, ge=0, le=1)
+    """wsd: share of the steps, at the end, that the cooldown takes."""
+    cooldown: Literal["1-sqrt", "linear"] = "1-sqrt"
+    """wsd: shape of the cooldown."""
+
+
+class Phase(Section):
+    """A part of the pretraining run with a sequence length of its own."""
+
+    share: float = Field(gt=0, le=1)
+    """Share of the run's steps."""
+    sequence_length: int = Field(ge=8)
+    """Longest sequence of the phase in tokens, [CLS] and [SEP] included; at most train.sequence_length."""
+    slot_tokens: int | None = Field(default=None, ge=8)
+    """Tokens of one slot in the phase; unset takes train.slot_tokens."""
+
+
+class Ramp(Section):
+    """A stretch at the start of the run with fewer slots a step."""
+
+    steps: int = Field(ge=1)
+    """Its steps."""
+    slots: int = Field(ge=1)
+    """Slots of each of them."""
 
 
 class TrainConfig(Section):
@@ -155,7 +180,13 @@ class TrainConfig(Section):
     objective: str = "mlm"
     """mlm: masked-language modelling."""
     steps: int = Field(default=10_000, ge=1)
-    """Optimizer steps."""
+    """Optimizer steps; not read when `budget` is set."""
+    budget: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?[smhd]$")
+    """Train for this time instead, e.g. 90m, 6h, 1.5d: some steps are measured first, the number that fits is frozen in
+    the run, and the schedule ends inside the time, which counts from the start of the stage."""
+    extend_from: str | None = None
+    """Go on from this finished run (a pretrain-... folder), its optimizer and its place in the data, to a larger number
+    of steps in all; the recipe must be the same but for steps, budget, schedule, warmup and cooldown."""
     sequence_length: int = Field(default=128, ge=8)
     """Longest sequence in tokens, [CLS] and [SEP] included."""
     slot_tokens: int = Field(default=8_192, ge=8)
@@ -170,6 +201,12 @@ class TrainConfig(Section):
     """Steps between evaluations on the hold-out; the last step is always evaluated."""
     eval_tokens: int = Field(default=200_000, ge=1)
     """Hold-out tokens of one evaluation, at most."""
+    phases: list[Phase] = Field(default_factory=list)
+    """Parts of the run with sequence lengths of their own, in order, e.g. [{share: 0.9, sequence_length: 128}, {share:
+    0.1, sequence_length: 512}]. The hold-out is evaluated at train.sequence_length throughout."""
+    batch_warmup: list[Ramp] = Field(default_factory=list)
+    """Smaller steps at the start, in order, e.g. [{steps: 500, slots: 8}, {steps: 500, slots: 16}]; then
+    train.slots_per_step. Every number of slots must be a multiple of the first one."""
 
 
 class FinetuneConfig(Section):

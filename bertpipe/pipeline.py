@@ -52,9 +52,12 @@ def _tokenizer_raw(cfg: Config, cache: Path) -> dict[str, Any]:
 
 
 def _pretrain_raw(cfg: Config, cache: Path) -> dict[str, Any]:
+    extends: dict[str, Any] = {}
+    if cfg.train.extend_from:
+        extends = {"extends": artifact.read_manifest(Path(cfg.train.extend_from))["fingerprint"]}
     if cfg.model.init:
-        return {"init": identify_model(cfg.model.init, cache)}
-    return {"preset": read_preset(cfg.model.preset)}
+        return {"init": identify_model(cfg.model.init, cache)} | extends
+    return {"preset": read_preset(cfg.model.preset)} | extends
 
 
 def _finetune_raw(cfg: Config, cache: Path) -> dict[str, Any]:
@@ -114,7 +117,13 @@ STAGES = {
 }
 
 # Where an input lies is not what it is: these settings enter fingerprints as content (`Stage.raw`) instead.
-PLACES = {"corpus": ("sources",), "tokenizer": ("adopt",), "model": ("init",), "finetune": ("data", "model")}
+PLACES = {
+    "corpus": ("sources",),
+    "tokenizer": ("adopt",),
+    "model": ("init",),
+    "train": ("extend_from",),
+    "finetune": ("data", "model"),
+}
 
 
 def settings_of(stage: Stage, cfg: Config) -> dict[str, Any]:

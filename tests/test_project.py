@@ -169,6 +169,28 @@ def test_no_preset_field_is_unknown_to_transformers():
         assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) <= known, path.name
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_a_config_can_be_trained_with(path):
+    """Every run of configs/ is read whole, and its settings go together."""
+    from bertpipe.train import pretrain
+
+    pretrain.check(read_config([path], []))
+
+
+@pytest.mark.parametrize("name", ["bert-base", "bert-large"])
+def test_the_published_recipe(name):
+    """Devlin et al. 2019, A.2, in its own numbers."""
+    from bertpipe.data import phases
+
+    cfg = read_config([ROOT / "configs" / f"{name}.yaml"], [])
+    assert (cfg.model.preset, cfg.model.dropout, cfg.train.steps) == (name, 0.1, 1_000_000)
+    assert [(p.last - p.first, p.sequence_length) for p in phases.parts(cfg.train)] == [(900_000, 128), (100_000, 512)]
+    assert phases.total_tokens(cfg.train) == 1_000_000 * 256 * 512
+    optim = cfg.optim
+    assert (optim.name, optim.lr, optim.betas, optim.weight_decay) == ("adamw", 1e-4, (0.9, 0.999), 0.01)
+    assert (optim.schedule, optim.warmup_steps, cfg.masking.probability) == ("linear", 10_000, 0.15)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda path: path.name)
 def test_accelerate_file_starts_more_than_one_process(path, tmp_path):
     """`accelerate launch` believes the file: two processes that see one another (with MULTI_CPU there would be one)."""

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from bertpipe.data import keyed
 from bertpipe.data.masking import Masking, Tokens
 from bertpipe.data.order import Order, Pieces
+from bertpipe.data.phases import PhasedOrder
 from bertpipe.data.shards import TokenShards
 
 BUDGET_SLACK = 32  # predicted positions above probability x T that a slot has room for before P grows
@@ -120,14 +121,14 @@ class StepSource(Protocol):
 class MaskedSlots:
     """Slots of an Order with masks drawn anew each epoch: the sampler of masked language modelling."""
 
-    def __init__(self, order: Order, masking: Masking, seed: int):
+    def __init__(self, order: Order | PhasedOrder, masking: Masking, seed: int):
         self.order, self.masking, self.seed = order, masking, seed
 
     def slots(self, step: int, first: int, last: int) -> list[PackedBatch]:
         """Slots first .. last - 1 of a step of the run."""
         epoch, _ = self.order.locate(step)
         slots = self.order.slots(step)[first:last]
-        order = self.order
+        order = self.order.at(step)
         return [
             masked_batch(order.shards, p, self.masking, self.seed, epoch, order.slot_tokens, order.sequence_length)
             for p in slots

@@ -1,4 +1,4 @@
-"""Which tokens stand in which slot of which step: a pure function of (shards, seed, epoch, lengths).
+"""Which tokens stand in which slot of which step: a pure function of (shards, seed, epoch, phase, lengths).
 
 A document is cut into segments of at most `sequence_length` - 2 tokens. An epoch visits every segment once: the shards
 in a keyed permutation, grouped into windows, and within a window all segments in a keyed permutation. Slots are filled
@@ -75,6 +75,8 @@ class Order:
         slots_per_step: slots of one optimizer step, over all processes.
         plans: folder for the plan files; None keeps the plans in memory.
         window_tokens: how many tokens are shuffled together, about.
+        phase: number of the phase of the run that this order is of (see phases.py); steps and epochs begin at 0 in it.
+        ramp: (steps, slots) pairs: the first so many steps have so many slots instead, the next ones the next.
     """
 
     def __init__(
@@ -86,12 +88,15 @@ class Order:
         slots_per_step: int,
         plans: Path | None = None,
         window_tokens: int = WINDOW_TOKENS,
+        phase: int = 0,
+        ramp: tuple[tuple[int, int], ...] = (),
     ):
         assert slot_tokens >= sequence_length > SPECIALS
         if shards.num_tokens == 0:
             raise DataError(f"{shards.folder}: no tokens to train on")
         self.shards, self.seed, self.plans, self.window_tokens = shards, seed, plans, window_tokens
         self.sequence_length, self.slot_tokens, self.slots_per_step = sequence_length, slot_tokens, slots_per_step
+        self.phase, self.ramp = phase, ramp
         self._plan = lru_cache(maxsize=2)(self._load_plan)
         self._window = lru_cache(maxsize=2)(self._build_window)
         self._windows = lru_cache(maxsize=4)(self._group_shards)
@@ -106,7 +111,21 @@ class Order:
             self.slots_per_step,
             self.plans,
             self.window_tokens,
+            self.phase,
+            self.ramp,
         )
+
+    def at(self, step: int) -> Order:
+        """The order that a step belongs to: this one."""
+        return self
+
+    def num_slots(self, step: int) -> int:
+        """Slots of a step."""
+        for steps, slots in self.ramp:
+            if step < steps:
+                return slots
+            step -= steps
+        return self.slots_per_step
 
     def locate(self, step: int) -> tuple[int, int]:
         """(epoch, step within it) of a step of the run, both from 0."""
@@ -120,12 +139,13 @@ class Order:
         return len(self._plan(epoch)) - 1
 
     def slots(self, step: int) -> list[Pieces]:
-        """The `slots_per_step` slots of a step of the run; in an epoch's last step they may be short or empty."""
+        """The `num_slots` slots of a step of the run; in an epoch's last step they may be short or empty."""
+        count = self.num_slots(step)
         epoch, step = self.locate(step)
         window, segment, offset = (int(x) for x in self._plan(epoch)[step])
         cursor = (window, segment, offset)
         slots = []
-        for _ in range(self.slots_per_step):
+        for _ in range(count):
             ranges, cursor = self._fill(epoch, cursor)
             slots.append(Pieces.join([self._take(epoch, *taken) for taken in ranges]))
         return slots
@@ -135,7 +155,8 @@ class Order:
         self.locate(steps - 1)
 
     def _load_plan(self, epoch: int) -> np.ndarray:
-        path = self.plans / f"epoch-{epoch:05d}.npy" if self.plans else None
+        name = f"phase-{self.phase}-epoch-{epoch:05d}.npy" if self.phase else f"epoch-{epoch:05d}.npy"
+        path = self.plans / name if self.plans else None
         if path is not None and path.is_file():
             return np.load(path, mmap_mode="r", allow_pickle=False)
         plan = np.array(list(self._step_starts(epoch)), np.int64)
@@ -148,10 +169,12 @@ class Order:
 
     def _step_starts(self, epoch: int) -> Iterator[Cursor]:
         cursor, last = (0, 0, 0), len(self._windows(epoch))
+        step = sum(self.steps_in(before) for before in range(epoch)) if self.ramp else 0
         while cursor[0] < last:
             yield cursor
-            for _ in range(self.slots_per_step):
+            for _ in range(self.num_slots(step)):
                 _, cursor = self._fill(epoch, cursor)
+            step += 1
         yield cursor
 
     def _fill(self, epoch: int, cursor: Cursor) -> tuple[list[tuple[int, int, int, int, int]], Cursor]:
@@ -192,9 +215,13 @@ class Order:
             length[-1] = cut
         return Pieces(pieces.shard[first:stop], start, length)
 
+    @property
+    def _phase_key(self) -> tuple[int, ...]:
+        return (self.phase,) if self.phase else ()
+
     def _group_shards(self, epoch: int) -> list[np.ndarray]:
         """Shards of each window, in visiting order."""
-        shards = keyed.permutation(keyed.key(self.seed, "shards", epoch), self.shards.num_shards)
+        shards = keyed.permutation(keyed.key(self.seed, "shards", epoch, *self._phase_key), self.shards.num_shards)
         sizes = np.diff(self.shards.first_token)[shards]
         window = (np.cumsum(sizes) - sizes) // self.window_tokens
         return [shards[window == w] for w in np.unique(window)]
@@ -202,7 +229,7 @@ class Order:
     def _build_window(self, epoch: int, window: int) -> _Window:
         parts = [cut_documents(self.shards, int(s), self.sequence_length) for s in self._windows(epoch)[window]]
         pieces = Pieces.join(parts)
-        order = keyed.permutation(keyed.key(self.seed, "segments", epoch, window), len(pieces.length))
+        order = keyed.permutation(keyed.key(self.seed, "segments", epoch, window, *self._phase_key), len(pieces.length))
         pieces = Pieces(pieces.shard[order], pieces.start[order], pieces.length[order])
         return _Window(pieces, np.cumsum(pieces.length + SPECIALS))
 

@@ -75,7 +75,7 @@ def fit(
             waited = time.monotonic() - waiting
             count, tokens, room, sequences, stopping = place.sum(_measure(objective, slots, stop.asked))
             lr = optimizer.set_lr(step)
-            sums = _backward(module, slots, settings, place, step, share[0], count)
+            sums = _backward(module, slots, settings, place, step, place.rank * len(slots), count)
             norm = optimizer.step()
             loss, correct = place.sum(sums)
             if not math.isfinite(loss) or not math.isfinite(norm):  # alike on all processes

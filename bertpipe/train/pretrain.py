@@ -5,11 +5,13 @@ pretrain-<fingerprint>/
     metrics.jsonl   the record of the recipe (see tracking.py)
     speed.jsonl     the record of the machine
     checkpoints/    the newest ones, with optimizer tensors
+    budget.json     with `train.budget`: the number of steps it came to
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,18 +21,19 @@ import torch
 
 from bertpipe import artifact
 from bertpipe.config import Config
-from bertpipe.data import masking
+from bertpipe.data import masking, phases
 from bertpipe.data.batches import MaskedSlots, PackedBatch, StepSource, masked_batch
 from bertpipe.data.masking import Masking, Vocabulary
 from bertpipe.data.new_words import split_added
 from bertpipe.data.order import Order, fixed_slots
+from bertpipe.data.phases import PhasedOrder
 from bertpipe.data.shards import TokenShards
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders, kernels
-from bertpipe.model.objectives import OBJECTIVES, Objective
-from bertpipe.train import loop
+from bertpipe.model.objectives import OBJECTIVES, Objective, Row
+from bertpipe.train import budget, extend, loop
 from bertpipe.train.checkpoint import Checkpoints, save_model
-from bertpipe.train.optim import Optimizer, Recipe, check_names
+from bertpipe.train.optim import Optimizer, Recipe, check_names, check_schedule
 from bertpipe.train.place import Place
 from bertpipe.train.tracking import Record, Wandb
 
@@ -40,9 +43,10 @@ EVAL_SEED = 0
 
 def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any]) -> None:
     """Pretrain; every process calls it, the main one writes into `out`."""
+    started = time.monotonic()
     check(cfg)
     place = Place(cfg.runtime, cfg.train.precision)
-    place.share(cfg.train.slots_per_step, "train.slots_per_step")
+    place.share(*phases.smallest_step(cfg.train))
     tokenizer = load_tokenizer(inputs["tokenizer"])
     added = check_tokenizer(cfg.model.init, tokenizer) if cfg.model.init else []
     if cfg.model.max_positions:
@@ -58,14 +62,24 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     compiled = kernels.compiles(kernel, place.device, cfg.runtime.compile)
     if compiled:
         objective.compile(fullgraph=True)
-    optimizer = Optimizer(objective.to(place.device).model, recipe(cfg))
-    order = make_order(cfg, train, out / "plans")
-    source = SAMPLERS[row.sampler](cfg, order, train)
+    evaluation = Evaluation(cfg, inputs["shards"], objective.to(place.device), place)
+    begun = _begin(cfg, inputs, out, place) if cfg.train.extend_from else 0
+    budgeted: dict[str, Any] = {}
+    if cfg.train.budget:
+
+        def cost() -> budget.Cost:
+            def probe(cfg: Config, plans: Path) -> StepSource:
+                return _open_source(cfg, row, train, plans, place)[1]
+
+            evaluate = evaluation if evaluation.slots else None
+            return budget.measure(cfg, objective, recipe(cfg), probe, evaluate, tokenizer, place, out)
+
+        cfg, budgeted = budget.freeze(cfg, out, started, begun, place, cost)
+        evaluation.last = {}
+    optimizer = Optimizer(objective.model, recipe(cfg))
+    order, source = _open_source(cfg, row, train, out / "plans", place)
     if place.is_main:
-        order.prepare(cfg.train.steps)
         _introduce(cfg, place, model, order, kernel.name + ", compiled" * compiled)
-    place.barrier()  # the plans stand now
-    evaluation = Evaluation(cfg, inputs["shards"], objective, place)
     record = open_record(cfg, place, out)
     checkpoints = Checkpoints(out / "checkpoints", cfg.runtime.keep_checkpoints, tokenizer)
     with record:
@@ -92,6 +106,8 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
             "steps": cfg.train.steps,
             "epochs": order.locate(cfg.train.steps - 1)[0] + 1,
             "train_seconds": round(speed.seconds, 1),
+            **({"budget": budgeted} if budgeted else {}),
+            **({"extended_after": begun} if begun else {}),
             "attention": kernel.name,
             "compiled": compiled,
             **place.facts(),
@@ -108,8 +124,30 @@ def check(cfg: Config) -> None:
         raise ConfigError(
             f"train.slot_tokens: {cfg.train.slot_tokens} is less than train.sequence_length {cfg.train.sequence_length}"
         )
+    phases.check(cfg.train)
     masking.check(cfg.masking.strategy, cfg.masking.mask_share, cfg.masking.random_share)
     check_names(cfg.optim.name, cfg.optim.schedule)
+    if not cfg.train.budget:  # else the number of steps is yet to be found
+        check_schedule(recipe(cfg))
+    extend.check(cfg)
+
+
+def _begin(cfg: Config, inputs: dict[str, Path], out: Path, place: Place) -> int:
+    """Begin where the run that `train.extend_from` names ended; its steps, alike on all processes."""
+    begun = extend.begin(cfg, inputs, out) if place.is_main else 0
+    return int(place.sum([float(begun)])[0])
+
+
+def _open_source(
+    cfg: Config, row: Row, shards: TokenShards, plans: Path, place: Place
+) -> tuple[Order | PhasedOrder, StepSource]:
+    """The order of the run and its batches; the main process writes the plans, the others wait for them."""
+    order = make_order(cfg, shards, plans)
+    source = SAMPLERS[row.sampler](cfg, order, shards)
+    if place.is_main:
+        order.prepare(cfg.train.steps)
+    place.barrier()
+    return order, phases.Ramped(source, order) if cfg.train.batch_warmup else source
 
 
 def check_tokenizer(init: str, tokenizer: Any) -> list[list[int]]:
@@ -159,10 +197,9 @@ def settings(cfg: Config) -> loop.LoopSettings:
     )
 
 
-def make_order(cfg: Config, shards: TokenShards, plans: Path | None) -> Order:
+def make_order(cfg: Config, shards: TokenShards, plans: Path | None) -> Order | PhasedOrder:
     """The order of the run, its plans kept in `plans`."""
-    train = cfg.train
-    return Order(shards, train.seed, train.sequence_length, train.slot_tokens, train.slots_per_step, plans)
+    return phases.make_order(shards, cfg.train, plans)
 
 
 def make_masking(cfg: Config, shards: TokenShards, probability: float, strategy: str) -> Masking:
@@ -173,7 +210,7 @@ def make_masking(cfg: Config, shards: TokenShards, probability: float, strategy:
     return Masking(strategy, probability, cfg.masking.mask_share, cfg.masking.random_share, vocabulary)
 
 
-def _masked(cfg: Config, order: Order, shards: TokenShards) -> StepSource:
+def _masked(cfg: Config, order: Order | PhasedOrder, shards: TokenShards) -> StepSource:
     drawn = make_masking(cfg, shards, cfg.masking.probability, cfg.masking.strategy)
     return MaskedSlots(order, drawn, cfg.train.seed)
 
@@ -238,17 +275,21 @@ def open_record(cfg: Config, place: Place, out: Path) -> Record:
     return Record(out, cfg.runtime.log_every, tracker)
 
 
-def _introduce(cfg: Config, place: Place, model: Any, order: Order, kernel: str) -> None:
+def _introduce(cfg: Config, place: Place, model: Any, order: Order | PhasedOrder, kernel: str) -> None:
     facts = place.facts()
-    tokens = cfg.train.steps * cfg.train.slots_per_step * cfg.train.slot_tokens
+    train = cfg.train
+    lengths = " then ".join(f"{p.slot_tokens} ({p.sequence_length} a sequence)" for p in phases.parts(train))
+    lengths = lengths if train.phases else str(train.slot_tokens)
+    first = "".join(f"{ramp.slots} for {ramp.steps}, then " for ramp in train.batch_warmup)
+    shape = f"{train.steps} steps x {first}{train.slots_per_step} slots x {lengths}"
     size = f"{encoders.count_parameters(model):,} parameters"
     print(
         f"pretrain: {facts['world_size']} process(es) x {facts['threads']} thread(s), {facts['device']}, "
         f"{facts['precision']}, {kernel} | {model.config.model_type}, {size} | "
-        f"{cfg.train.steps} steps x {cfg.train.slots_per_step} slots x {cfg.train.slot_tokens} = {tokens:,} tokens, "
+        f"{shape} = {phases.total_tokens(train):,} tokens, "
         f"{order.steps_in(0)} steps an epoch",
         flush=True,
     )
 
 
-SAMPLERS: dict[str, Callable[[Config, Order, TokenShards], StepSource]] = {"masked": _masked}
+SAMPLERS: dict[str, Callable[[Config, Order | PhasedOrder, TokenShards], StepSource]] = {"masked": _masked}

@@ -1,0 +1,85 @@
+"""The estimate before step 1: memory against what a real step keeps, FLOPs against torch's counter."""
+
+import pytest
+import torch
+import transformers as tr
+from torch.utils.flop_counter import FlopCounterMode
+
+from bertpipe import cli
+from bertpipe.config import Config
+from bertpipe.model import encoders
+from bertpipe.model.objectives import MaskedLM
+from bertpipe.train import estimate, pretrain
+from bertpipe.train.optim import OPTIMIZERS, Optimizer
+
+SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 3}
+
+
+def config(**sections) -> Config:
+    tree = {
+        "tokenizer": {"vocab_size": 600},
+        "model": {"preset": "bert-tiny", "overrides": SMALL},
+        "train": {"steps": 100, "sequence_length": 32, "slot_tokens": 256, "slots_per_step": 2, "precision": "fp32"},
+    }
+    return Config(**{name: tree.get(name, {}) | sections.get(name, {}) for name in {*tree, *sections}})
+
+
+def build(cfg: Config):
+    return encoders.build(cfg.model, 600, estimate.SPECIAL_IDS, cfg.train.sequence_length, 0)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weights_and_optimizer_take_what_a_real_step_leaves(name):
+    cfg = config(optim={"name": name})
+    model = build(cfg)
+    optimizer = Optimizer(model, pretrain.recipe(cfg))
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    meta = estimate.on_meta(cfg, 600)
+    assert all(p.is_meta for p in meta.parameters())
+    assert encoders.count_parameters(meta) == encoders.count_parameters(model)
+    real = sum(t.numel() * t.element_size() for t in optimizer.state().values() if t.numel() > 1)
+    assert estimate.optimizer_bytes(meta, pretrain.recipe(cfg)) == real
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_are_what_the_whole_model_keeps(precision):
+    """Three layers and eight sequences from counts of one and two layers, two and four sequences; the logits apart."""
+    cfg = config()
+    counted = estimate.count_activations(estimate.on_meta(cfg, 600), precision, 32, 0.15)
+    objective = MaskedLM(encoders.make_packed(build(cfg)), precision).train()
+    real = estimate._kept_bytes(objective, estimate.random_batch(256, 32, 600))
+    assert counted.of(256) - counted.logits(256) == pytest.approx(real, rel=0.1)
+    assert counted.of(256, recomputed=True) < 0.8 * counted.of(256)
+
+
+def test_flops_are_those_of_torchs_counter():
+    cfg = config()
+    model = build(cfg)
+    counter = FlopCounterMode(display=False)
+    ids = torch.randint(5, 600, (4, 32))
+    with counter:
+        model(input_ids=ids).logits.sum().backward()
+    found = estimate.model_flops(estimate.on_meta(cfg, 600), 4 * 32, 32, 1.0)
+    assert found == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+def test_albert_counts_its_one_layer_as_often_as_it_runs():
+    fields = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "embedding_size": 16}
+    model = tr.AlbertForMaskedLM(tr.AlbertConfig(vocab_size=100, num_hidden_layers=4, **fields))
+    per_layer = 4 * 32 * 32 + 2 * 32 * 64
+    expected = 6 * (4 * per_layer + 16 * 32) + 12 * 4 * 32 * 8
+    assert estimate.model_flops(model, 1, 8, 0.0) == expected
+
+
+def test_the_command_answers_without_artifacts(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--train.steps", "10", "--train.slots_per_step", "2", "--train.slot_tokens", "256", "--model.preset"]
+    flags += ["bert-tiny", "--tokenizer.vocab_size", "600", "--runtime.threads", "1", "--runtime.device", "cpu"]
+    assert cli.main(["estimate", *flags, "--measure"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == ["model", "memory", "tokens", "FLOPs", "hours"]
+    assert "5,120: 10 steps x 2 slots x 256 tokens" in printed[2] and "s a slot of 256 (128)" in printed[4]
+    assert not list(tmp_path.iterdir()), "nothing was made"
+    assert cli.main(["estimate", "--train.slot_tokens", "16"]) == 2
