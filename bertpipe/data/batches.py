@@ -20,7 +20,7 @@ from bertpipe.data.masking import Masking, Tokens
 from bertpipe.data.order import Order, Pieces
 from bertpipe.data.shards import TokenShards
 
-BUDGET_SLACK = 32  # predicted positions above probability x T that a slot has room for before P grows
+BUDGET_SLACK = 32  # predicted positions above the run's highest probability x T that a slot has room for before P grows
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,10 @@ class MaskedSlots:
     def slots(self, step: int, first: int, last: int) -> list[PackedBatch]:
         """Slots first .. last - 1 of a step of the run."""
         epoch, _ = self.order.locate(step)
-        slots = self.order.slots(step)[first:last]
-        order = self.order
+        order, masking = self.order, self.masking.at(step)
         return [
-            masked_batch(order.shards, p, self.masking, self.seed, epoch, order.slot_tokens, order.sequence_length)
-            for p in slots
+            masked_batch(order.shards, p, masking, self.seed, epoch, order.slot_tokens, order.sequence_length)
+            for p in order.slots(step)[first:last]
         ]
 
 
@@ -149,18 +148,24 @@ def masked_batch(
     positions, shown = masking.draw(Tokens(ids, places, pieces.length), seed, epoch)
     index = np.flatnonzero(body)[positions]
     row[index] = shown
-    room = max(int(np.ceil(masking.probability * total)) + BUDGET_SLACK, len(index))
-    fill = room - len(index)
+    room = max(int(np.ceil(masking.highest * total)) + BUDGET_SLACK, len(index))
     return pack(
         row,
         lengths,
         total,
         shards.special_ids["pad"],
         longest,
-        predict_index=torch.from_numpy(np.pad(index, (0, fill))),
-        predict_labels=torch.from_numpy(np.pad(ids[positions], (0, fill))),
-        predict_weight=torch.from_numpy(np.pad(np.ones(len(index), np.float32), (0, fill))),
+        predict_index=_filled(index, room),
+        predict_labels=_filled(ids[positions], room),
+        predict_weight=_filled(np.ones(len(index), np.float32), room),
     )
+
+
+def _filled(values: np.ndarray, room: int) -> torch.Tensor:
+    """`values` [n], then zeros, [room]."""
+    row = np.zeros(room, values.dtype)
+    row[: len(values)] = values
+    return torch.from_numpy(row)
 
 
 def _read(shards: TokenShards, pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
@@ -169,9 +174,9 @@ def _read(shards: TokenShards, pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
     within = np.arange(int(pieces.length.sum())) + np.repeat(pieces.start - starts, pieces.length)
     shard = np.repeat(pieces.shard, pieces.length)
     ids = np.empty(len(within), np.int64)
-    for number in np.unique(pieces.shard):
+    for number in np.flatnonzero(np.bincount(pieces.shard)):
         here = shard == number
-        ids[here] = shards.tokens(int(number))[within[here]]
+        ids[here] = np.asarray(shards.tokens(int(number)))[within[here]]
     return ids, within + np.asarray(shards.first_token)[shard]
 
 

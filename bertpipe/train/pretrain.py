@@ -9,6 +9,7 @@ pretrain-<fingerprint>/
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from bertpipe import artifact
 from bertpipe.config import Config
 from bertpipe.data import masking
 from bertpipe.data.batches import MaskedSlots, PackedBatch, StepSource, masked_batch
-from bertpipe.data.masking import Masking, Vocabulary
+from bertpipe.data.masking import Masking, Rate, Vocabulary
 from bertpipe.data.order import Order, fixed_slots
 from bertpipe.data.shards import TokenShards
 from bertpipe.errors import ConfigError
@@ -100,6 +101,7 @@ def check(cfg: Config) -> None:
             f"train.slot_tokens: {cfg.train.slot_tokens} is less than train.sequence_length {cfg.train.sequence_length}"
         )
     masking.check(cfg.masking.strategy, cfg.masking.mask_share, cfg.masking.random_share)
+    masking.check_rate(cfg.masking.schedule, cfg.masking.final_probability)
     check_names(cfg.optim.name, cfg.optim.schedule)
 
 
@@ -156,9 +158,16 @@ def make_masking(cfg: Config, shards: TokenShards, probability: float, strategy:
     return Masking(strategy, probability, cfg.masking.mask_share, cfg.masking.random_share, vocabulary)
 
 
-def _masked(cfg: Config, order: Order, shards: TokenShards) -> StepSource:
+def _drawn(cfg: Config, shards: TokenShards) -> Masking:
+    """The masks of the run, drawn anew each epoch."""
     drawn = make_masking(cfg, shards, cfg.masking.probability, cfg.masking.strategy)
-    return MaskedSlots(order, drawn, cfg.train.seed)
+    last = cfg.masking.final_probability or cfg.masking.probability
+    rate = Rate(cfg.masking.schedule, cfg.masking.probability, last, cfg.train.steps)
+    return dataclasses.replace(drawn, rate=rate)
+
+
+def _masked(cfg: Config, order: Order, shards: TokenShards) -> StepSource:
+    return MaskedSlots(order, _drawn(cfg, shards), cfg.train.seed)
 
 
 class Evaluation:
