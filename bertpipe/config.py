@@ -150,7 +150,8 @@ class TrainConfig(Section):
     """The pretraining run."""
 
     objective: str = "mlm"
-    """mlm: masked-language modelling."""
+    """mlm: masked-language modelling; mlm_nsp: and next-sentence prediction, as BERT; mlm_sop: and sentence order, as
+    ALBERT. The latter two train the pooler."""
     steps: int = Field(default=10_000, ge=1)
     """Optimizer steps."""
     sequence_length: int = Field(default=128, ge=8)

@@ -136,14 +136,19 @@ class MaskedSlots:
 def masked_batch(
     shards: TokenShards, pieces: Pieces, masking: Masking, seed: int, epoch: int, total: int, longest: int
 ) -> PackedBatch:
-    """A slot of `total` tokens: [CLS] piece [SEP] [CLS] piece [SEP] ..., masked."""
-    lengths = pieces.length + 2
-    starts = np.cumsum(lengths) - lengths
-    body = np.ones(int(lengths.sum()), bool)
-    body[starts] = body[starts + lengths - 1] = False
+    """A slot of `total` tokens: [CLS] piece [SEP] [CLS] piece [SEP] ..., masked; of pairs [CLS] A [SEP] B [SEP] ...
+
+    The two segments of a pair are masked each by itself, so that no word reaches from one into the other.
+    """
+    per_sequence = 1 if pieces.labels is None else 2
+    second = np.arange(len(pieces.length)) % per_sequence == 1
+    costs = pieces.length + 2 - second  # [SEP] behind each piece, [CLS] before a sequence
+    ends = np.cumsum(costs)
+    body = np.ones(int(costs.sum()), bool)
+    body[(ends - costs)[~second]] = body[ends - 1] = False
     ids, places = _read(shards, pieces)
     row = np.empty(len(body), np.int64)
-    row[starts], row[starts + lengths - 1] = shards.special_ids["cls"], shards.special_ids["sep"]
+    row[(ends - costs)[~second]], row[ends - 1] = shards.special_ids["cls"], shards.special_ids["sep"]
     row[body] = ids
     positions, shown = masking.draw(Tokens(ids, places, pieces.length), seed, epoch)
     index = np.flatnonzero(body)[positions]
@@ -151,10 +156,12 @@ def masked_batch(
     room = max(int(np.ceil(masking.highest * total)) + BUDGET_SLACK, len(index))
     return pack(
         row,
-        lengths,
+        costs.reshape(-1, per_sequence).sum(1),
         total,
         shards.special_ids["pad"],
         longest,
+        None if pieces.labels is None else np.repeat(second, costs),
+        sequence_labels=None if pieces.labels is None else torch.from_numpy(pieces.labels),
         predict_index=_filled(index, room),
         predict_labels=_filled(ids[positions], room),
         predict_weight=_filled(np.ones(len(index), np.float32), room),

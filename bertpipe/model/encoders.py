@@ -65,19 +65,27 @@ def family(model: Any) -> Family:
     return FAMILIES[kind]
 
 
-def build(config: ModelConfig, vocab_size: int, special_ids: dict[str, int], sequence_length: int, seed: int) -> Any:
-    """A masked-LM model for `vocab_size` token ids and sequences of `sequence_length`.
+def build(
+    config: ModelConfig,
+    vocab_size: int,
+    special_ids: dict[str, int],
+    sequence_length: int,
+    seed: int,
+    auto_class: str = "AutoModelForMaskedLM",
+) -> Any:
+    """A model with a masked-LM head, of `auto_class`, for `vocab_size` ids and sequences of `sequence_length`.
 
     With `config.init`, the checkpoint's weights (a missing masked-LM head starts random, from `seed`); otherwise
     random weights from `seed`. Fails with ConfigError where vocabulary or positions don't fit.
     """
-    from transformers import AutoModelForMaskedLM
+    import transformers
 
+    stock_class = getattr(transformers, auto_class)
     torch.manual_seed(seed)
     if config.init:
-        model = load(AutoModelForMaskedLM, config.init, "model.init", config.dropout, **config.overrides)
+        model = load(stock_class, config.init, "model.init", config.dropout, **config.overrides)
     else:
-        model = _from_preset(config, vocab_size, special_ids)
+        model = _from_preset(stock_class, config, vocab_size, special_ids)
     rows = model.get_input_embeddings().weight.shape[0]
     if vocab_size > rows:
         raise ConfigError(
@@ -89,9 +97,9 @@ def build(config: ModelConfig, vocab_size: int, special_ids: dict[str, int], seq
     return model
 
 
-def _from_preset(config: ModelConfig, vocab_size: int, special_ids: dict[str, int]) -> Any:
-    """A masked-LM model with random weights; ConfigError for overrides that its stock config doesn't take."""
-    from transformers import AutoConfig, AutoModelForMaskedLM
+def _from_preset(stock_class: Any, config: ModelConfig, vocab_size: int, special_ids: dict[str, int]) -> Any:
+    """A model with random weights; ConfigError for overrides that its stock config doesn't take."""
+    from transformers import AutoConfig
 
     fields = read_preset(config.preset)
     kind = fields.pop("model_type")
@@ -103,7 +111,7 @@ def _from_preset(config: ModelConfig, vocab_size: int, special_ids: dict[str, in
     try:
         stock = AutoConfig.for_model(kind, **(fields | config.overrides))
         set_dropout(stock, config.dropout)
-        return AutoModelForMaskedLM.from_config(stock, attn_implementation="eager", dtype=torch.float32)
+        return stock_class.from_config(stock, attn_implementation="eager", dtype=torch.float32)
     except UNUSABLE as error:
         raise ConfigError(f"model.overrides: {config.overrides} make no {kind} model: {_first_line(error)}") from error
 

@@ -19,15 +19,16 @@ import numpy as np
 import torch
 
 from bertpipe import artifact
-from bertpipe.config import Config
+from bertpipe.config import Config, read_preset
 from bertpipe.data import masking
-from bertpipe.data.batches import MaskedSlots, PackedBatch, StepSource, masked_batch
+from bertpipe.data.batches import MaskedSlots, PackedBatch, masked_batch
 from bertpipe.data.masking import Masking, Rate, Vocabulary
 from bertpipe.data.order import Order, fixed_slots
+from bertpipe.data.pairs import PairOrder
 from bertpipe.data.shards import TokenShards
 from bertpipe.errors import ConfigError
 from bertpipe.model import attention, encoders
-from bertpipe.model.objectives import OBJECTIVES, Objective
+from bertpipe.model.objectives import OBJECTIVES, Objective, SentencePairs
 from bertpipe.train import loop
 from bertpipe.train.checkpoint import Checkpoints, save_model
 from bertpipe.train.optim import Optimizer, Recipe, check_names
@@ -48,12 +49,14 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
         check_tokenizer(cfg.model.init, tokenizer)
     train = TokenShards(inputs["shards"], "train")
     row = OBJECTIVES[cfg.train.objective]
-    model = encoders.build(cfg.model, train.vocab_size, train.special_ids, cfg.train.sequence_length, cfg.train.seed)
+    model = encoders.build(
+        cfg.model, train.vocab_size, train.special_ids, cfg.train.sequence_length, cfg.train.seed, row.auto_class
+    )
     encoders.make_packed(model, cfg.runtime.gradient_checkpointing)
     objective = row.module(model, place.precision)
     optimizer = Optimizer(objective.to(place.device).model, recipe(cfg))
-    order = make_order(cfg, train, out / "plans")
-    source = SAMPLERS[row.sampler](cfg, order, train)
+    source = SAMPLERS[row.sampler](cfg, train, out / "plans")
+    order = source.order
     if place.is_main:
         order.prepare(cfg.train.steps)
         _introduce(cfg, place, model, order)
@@ -102,6 +105,9 @@ def check(cfg: Config) -> None:
         )
     masking.check(cfg.masking.strategy, cfg.masking.mask_share, cfg.masking.random_share)
     masking.check_rate(cfg.masking.schedule, cfg.masking.final_probability)
+    module = OBJECTIVES[cfg.train.objective].module
+    if issubclass(module, SentencePairs) and not cfg.model.init:
+        module.check_family(read_preset(cfg.model.preset)["model_type"])
     check_names(cfg.optim.name, cfg.optim.schedule)
 
 
@@ -166,13 +172,24 @@ def _drawn(cfg: Config, shards: TokenShards) -> Masking:
     return dataclasses.replace(drawn, rate=rate)
 
 
-def _masked(cfg: Config, order: Order, shards: TokenShards) -> StepSource:
-    return MaskedSlots(order, _drawn(cfg, shards), cfg.train.seed)
+def _masked(cfg: Config, shards: TokenShards, plans: Path | None) -> MaskedSlots:
+    return MaskedSlots(make_order(cfg, shards, plans), _drawn(cfg, shards), cfg.train.seed)
+
+
+def _pairs(kind: str) -> Callable[[Config, TokenShards, Path | None], MaskedSlots]:
+    def sample(cfg: Config, shards: TokenShards, plans: Path | None) -> MaskedSlots:
+        train = cfg.train
+        shape = (train.sequence_length, train.slot_tokens, train.slots_per_step)
+        return MaskedSlots(PairOrder(kind, shards, train.seed, *shape, plans), _drawn(cfg, shards), train.seed)
+
+    return sample
 
 
 class Evaluation:
     """Loss, accuracy and perplexity on the hold-out under frozen masks, beside the unigram cross-entropy.
 
+    The masked-LM figures are taken on single segments whatever is trained, so that runs of all objectives compare; an
+    objective of pairs is also given frozen pairs, for the loss and accuracy of its second part.
     The unigram cross-entropy is what a model scores that knows nothing but the training text's word frequencies
     (add-one smoothed), in nats, at the very positions that are evaluated.
     """
@@ -188,24 +205,37 @@ class Evaluation:
         frozen = Masking("token", EVAL_PROBABILITY, 0.8, 0.1, make_masking(cfg, shards, 0.15, "token").vocabulary)
         every = fixed_slots(shards, length, total, cfg.train.eval_tokens)
         self.slots = [masked_batch(shards, p, frozen, EVAL_SEED, 0, min(total, p.num_tokens), length) for p in every]
+        self.pairs: list[PackedBatch] = []
+        if len(objective.parts) > 1 and shards.num_documents > 1:
+            order = PairOrder(objective.parts[1], shards, EVAL_SEED, length, total, 1)
+            source = MaskedSlots(order, frozen, EVAL_SEED)
+            steps = min(order.steps_in(0), -(-cfg.train.eval_tokens // total))
+            self.pairs = [slot for step in range(steps) for slot in source.slots(step, 0, 1)]
         self.unigram = unigram_cross_entropy(TokenShards(folder, "train").unigrams, self.slots)
 
     def __call__(self) -> dict[str, float]:
         """Evaluate; each process takes every world-th slot."""
         self.objective.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=self.place.device)
-        with torch.no_grad():
-            for slot in self.slots[self.place.rank :: self.place.world]:
-                out = self.objective(slot.to(self.place.device))
-                sums += torch.stack([out["loss"], out["correct"], out["count"]]).double()
-        loss, correct, count = self.place.sum(sums)
+        loss, correct, count = self._sums(self.slots, 0)
         self.last = {
             "eval_loss": loss / count,
             "eval_accuracy": correct / count,
             "eval_perplexity": math.exp(min(700.0, loss / count)),
             "eval_unigram_cross_entropy": self.unigram,
         }
+        if self.pairs:
+            part, (loss, correct, count) = self.objective.parts[1], self._sums(self.pairs, 1)
+            self.last |= {f"eval_{part}_loss": loss / count, f"eval_{part}_accuracy": correct / count}
         return self.last
+
+    def _sums(self, slots: list[PackedBatch], part: int) -> list[float]:
+        """Loss, correct and count of a part of the objective, over all processes."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self.place.device)
+        with torch.no_grad():
+            for slot in slots[self.place.rank :: self.place.world]:
+                out = self.objective(slot.to(self.place.device))
+                sums += torch.stack([out[name].reshape(-1)[part] for name in ("loss", "correct", "count")]).double()
+        return self.place.sum(sums)
 
 
 def unigram_cross_entropy(counts: np.ndarray, slots: list[PackedBatch]) -> float:
@@ -243,4 +273,8 @@ def _introduce(cfg: Config, place: Place, model: Any, order: Order) -> None:
     )
 
 
-SAMPLERS: dict[str, Callable[[Config, Order, TokenShards], StepSource]] = {"masked": _masked}
+SAMPLERS: dict[str, Callable[[Config, TokenShards, Path | None], MaskedSlots]] = {
+    "masked": _masked,
+    "nsp": _pairs("nsp"),
+    "sop": _pairs("sop"),
+}
