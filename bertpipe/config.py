@@ -115,9 +115,13 @@ class MaskingConfig(Section):
     """Which positions are predicted, and what is shown there (Devlin et al. 2019, section 3.1)."""
 
     strategy: str = "token"
-    """token or whole_word."""
+    """token; whole_word; or span: spans of 1 to 10 whole words, 3.8 in the mean (SpanBERT)."""
     probability: float = Field(default=0.15, gt=0, lt=1)
-    """Share of the tokens to predict. Evaluation always masks 15 %."""
+    """Share of the tokens to predict, at the first step where it changes. Evaluation always masks 15 %."""
+    schedule: str = "constant"
+    """constant, or linear: from `probability` at the first step to `final_probability` at the last (0.3 to 0.15)."""
+    final_probability: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the tokens to predict at the last step, where the schedule is not constant."""
     mask_share: float = Field(default=0.8, ge=0, le=1)
     """Of the predicted positions, the share shown as [MASK]."""
     random_share: float = Field(default=0.1, ge=0, le=1)
@@ -178,7 +182,8 @@ class TrainConfig(Section):
     """The pretraining run."""
 
     objective: str = "mlm"
-    """mlm: masked-language modelling."""
+    """mlm: masked-language modelling; mlm_nsp: and next-sentence prediction, as BERT; mlm_sop: and sentence order, as
+    ALBERT. The latter two train the pooler."""
     steps: int = Field(default=10_000, ge=1)
     """Optimizer steps; not read when `budget` is set."""
     budget: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?[smhd]$")

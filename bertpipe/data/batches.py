@@ -21,7 +21,7 @@ from bertpipe.data.order import Order, Pieces
 from bertpipe.data.phases import PhasedOrder
 from bertpipe.data.shards import TokenShards
 
-BUDGET_SLACK = 32  # predicted positions above probability x T that a slot has room for before P grows
+BUDGET_SLACK = 32  # predicted positions above the run's highest probability x T that a slot has room for before P grows
 
 
 @dataclass(frozen=True)
@@ -127,41 +127,53 @@ class MaskedSlots:
     def slots(self, step: int, first: int, last: int) -> list[PackedBatch]:
         """Slots first .. last - 1 of a step of the run."""
         epoch, _ = self.order.locate(step)
-        slots = self.order.slots(step)[first:last]
-        order = self.order.at(step)
+        order, masking = self.order.at(step), self.masking.at(step)
         return [
-            masked_batch(order.shards, p, self.masking, self.seed, epoch, order.slot_tokens, order.sequence_length)
-            for p in slots
+            masked_batch(order.shards, p, masking, self.seed, epoch, order.slot_tokens, order.sequence_length)
+            for p in order.slots(step)[first:last]
         ]
 
 
 def masked_batch(
     shards: TokenShards, pieces: Pieces, masking: Masking, seed: int, epoch: int, total: int, longest: int
 ) -> PackedBatch:
-    """A slot of `total` tokens: [CLS] piece [SEP] [CLS] piece [SEP] ..., masked."""
-    lengths = pieces.length + 2
-    starts = np.cumsum(lengths) - lengths
-    body = np.ones(int(lengths.sum()), bool)
-    body[starts] = body[starts + lengths - 1] = False
+    """A slot of `total` tokens: [CLS] piece [SEP] [CLS] piece [SEP] ..., masked; of pairs [CLS] A [SEP] B [SEP] ...
+
+    The two segments of a pair are masked each by itself, so that no word reaches from one into the other.
+    """
+    per_sequence = 1 if pieces.labels is None else 2
+    second = np.arange(len(pieces.length)) % per_sequence == 1
+    costs = pieces.length + 2 - second  # [SEP] behind each piece, [CLS] before a sequence
+    ends = np.cumsum(costs)
+    body = np.ones(int(costs.sum()), bool)
+    body[(ends - costs)[~second]] = body[ends - 1] = False
     ids, places = _read(shards, pieces)
     row = np.empty(len(body), np.int64)
-    row[starts], row[starts + lengths - 1] = shards.special_ids["cls"], shards.special_ids["sep"]
+    row[(ends - costs)[~second]], row[ends - 1] = shards.special_ids["cls"], shards.special_ids["sep"]
     row[body] = ids
     positions, shown = masking.draw(Tokens(ids, places, pieces.length), seed, epoch)
     index = np.flatnonzero(body)[positions]
     row[index] = shown
-    room = max(int(np.ceil(masking.probability * total)) + BUDGET_SLACK, len(index))
-    fill = room - len(index)
+    room = max(int(np.ceil(masking.highest * total)) + BUDGET_SLACK, len(index))
     return pack(
         row,
-        lengths,
+        costs.reshape(-1, per_sequence).sum(1),
         total,
         shards.special_ids["pad"],
         longest,
-        predict_index=torch.from_numpy(np.pad(index, (0, fill))),
-        predict_labels=torch.from_numpy(np.pad(ids[positions], (0, fill))),
-        predict_weight=torch.from_numpy(np.pad(np.ones(len(index), np.float32), (0, fill))),
+        None if pieces.labels is None else np.repeat(second, costs),
+        sequence_labels=None if pieces.labels is None else torch.from_numpy(pieces.labels),
+        predict_index=_filled(index, room),
+        predict_labels=_filled(ids[positions], room),
+        predict_weight=_filled(np.ones(len(index), np.float32), room),
     )
+
+
+def _filled(values: np.ndarray, room: int) -> torch.Tensor:
+    """`values` [n], then zeros, [room]."""
+    row = np.zeros(room, values.dtype)
+    row[: len(values)] = values
+    return torch.from_numpy(row)
 
 
 def _read(shards: TokenShards, pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
@@ -170,9 +182,9 @@ def _read(shards: TokenShards, pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
     within = np.arange(int(pieces.length.sum())) + np.repeat(pieces.start - starts, pieces.length)
     shard = np.repeat(pieces.shard, pieces.length)
     ids = np.empty(len(within), np.int64)
-    for number in np.unique(pieces.shard):
+    for number in np.flatnonzero(np.bincount(pieces.shard)):
         here = shard == number
-        ids[here] = shards.tokens(int(number))[within[here]]
+        ids[here] = np.asarray(shards.tokens(int(number)))[within[here]]
     return ids, within + np.asarray(shards.first_token)[shard]
 
 

@@ -40,24 +40,30 @@ class Pieces:
     """int64: its first token within the shard."""
     length: np.ndarray
     """int64: its tokens, at least 1."""
+    labels: np.ndarray | None = None
+    """int64 [S / 2] where each two are a pair, the two segments of one sequence (pairs.py)."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens the slot holds, special tokens included."""
-        return int(self.length.sum()) + SPECIALS * len(self.length)
+        sequences = len(self.length) if self.labels is None else len(self.labels)
+        return int(self.length.sum()) + len(self.length) + sequences
 
     @staticmethod
     def join(parts: list[Pieces]) -> Pieces:
         """The sequences of all parts, in order."""
         columns = zip(*((p.shard, p.start, p.length) for p in parts), strict=True)
-        return Pieces(*(np.concatenate(column) for column in columns)) if parts else _NOTHING
+        if not parts:
+            return _NOTHING
+        labels = [p.labels for p in parts if p.labels is not None]
+        return Pieces(*(np.concatenate(column) for column in columns), np.concatenate(labels) if labels else None)
 
 
 _NOTHING = Pieces(*(np.zeros(0, np.int64) for _ in range(3)))
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
     """Permuted segments of some shards; `ends` is the running sum of their costs (length + specials)."""
 
     pieces: Pieces
@@ -226,12 +232,12 @@ class Order:
         window = (np.cumsum(sizes) - sizes) // self.window_tokens
         return [shards[window == w] for w in np.unique(window)]
 
-    def _build_window(self, epoch: int, window: int) -> _Window:
+    def _build_window(self, epoch: int, window: int) -> Window:
         parts = [cut_documents(self.shards, int(s), self.sequence_length) for s in self._windows(epoch)[window]]
         pieces = Pieces.join(parts)
         order = keyed.permutation(keyed.key(self.seed, "segments", epoch, window, *self._phase_key), len(pieces.length))
         pieces = Pieces(pieces.shard[order], pieces.start[order], pieces.length[order])
-        return _Window(pieces, np.cumsum(pieces.length + SPECIALS))
+        return Window(pieces, np.cumsum(pieces.length + SPECIALS))
 
 
 def cut_documents(shards: TokenShards, shard: int, sequence_length: int) -> Pieces:

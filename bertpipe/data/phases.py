@@ -11,6 +11,7 @@ number of processes shares the smallest shares them all.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,18 @@ def total_tokens(train: TrainConfig) -> int:
 class PhasedOrder:
     """The orders of a run's phases, as one order over its steps."""
 
-    def __init__(self, shards: TokenShards, train: TrainConfig, plans: Path | None = None):
+    def __init__(
+        self,
+        shards: TokenShards,
+        train: TrainConfig,
+        plans: Path | None = None,
+        make: Callable[..., Order] = Order,
+    ):
         self.shards, self.slots_per_step = shards, train.slots_per_step
         self.parts = [part for part in parts(train) if part.last > part.first]
         numbers = [number for number, part in enumerate(parts(train)) if part.last > part.first]
         self.orders = [
-            Order(
+            make(
                 shards,
                 train.seed,
                 part.sequence_length,
@@ -181,9 +188,11 @@ class Ramped:
         return self.source.slots(step, first * size // full, last * size // full)
 
 
-def make_order(shards: TokenShards, train: TrainConfig, plans: Path | None = None) -> Order | PhasedOrder:
-    """The order of a run of `train.steps` steps, its plans kept in `plans`."""
+def make_order(
+    shards: TokenShards, train: TrainConfig, plans: Path | None = None, make: Callable[..., Order] = Order
+) -> Order | PhasedOrder:
+    """The order of a run of `train.steps` steps, its plans kept in `plans`; `make` is Order or makes one like it."""
     if train.phases:
-        return PhasedOrder(shards, train, plans)
+        return PhasedOrder(shards, train, plans, make)
     ramp = _ramp_from(train, 0)
-    return Order(shards, train.seed, train.sequence_length, train.slot_tokens, train.slots_per_step, plans, ramp=ramp)
+    return make(shards, train.seed, train.sequence_length, train.slot_tokens, train.slots_per_step, plans, ramp=ramp)

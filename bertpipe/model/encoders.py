@@ -71,25 +71,27 @@ def build(
     special_ids: dict[str, int],
     sequence_length: int,
     seed: int,
+    auto_class: str = "AutoModelForMaskedLM",
     added: Sequence[Sequence[int]] = (),
 ) -> Any:
-    """A masked-LM model for `vocab_size` token ids and sequences of `sequence_length`.
+    """A model with a masked-LM head, of `auto_class`, for `vocab_size` ids and sequences of `sequence_length`.
 
     With `config.init`, the checkpoint's weights (a missing masked-LM head starts random, from `seed`), grown for the
     last entries if `added` gives the old ids of each; otherwise random weights from `seed`. Fails with ConfigError
     where vocabulary or positions don't fit.
     """
-    from transformers import AutoModelForMaskedLM
+    import transformers
 
+    stock_class = getattr(transformers, auto_class)
     torch.manual_seed(seed)
     if config.init:
-        model = load(AutoModelForMaskedLM, config.init, "model.init", config.dropout, **config.overrides)
+        model = load(stock_class, config.init, "model.init", config.dropout, **config.overrides)
         if added:
             model = grow.grow_vocabulary(model, vocab_size, added)
         if config.max_positions:
             model = grow.lengthen(model, config.max_positions, family(model).first_position(model.config))
     else:
-        model = _from_preset(config, vocab_size, special_ids)
+        model = _from_preset(stock_class, config, vocab_size, special_ids)
     rows = model.get_input_embeddings().weight.shape[0]
     if vocab_size > rows:
         raise ConfigError(
@@ -101,9 +103,9 @@ def build(
     return model
 
 
-def _from_preset(config: ModelConfig, vocab_size: int, special_ids: dict[str, int]) -> Any:
-    """A masked-LM model with random weights; ConfigError for overrides that its stock config doesn't take."""
-    from transformers import AutoConfig, AutoModelForMaskedLM
+def _from_preset(stock_class: Any, config: ModelConfig, vocab_size: int, special_ids: dict[str, int]) -> Any:
+    """A model with random weights; ConfigError for overrides that its stock config doesn't take."""
+    from transformers import AutoConfig
 
     fields = read_preset(config.preset)
     kind = fields.pop("model_type")
@@ -119,7 +121,7 @@ def _from_preset(config: ModelConfig, vocab_size: int, special_ids: dict[str, in
         set_dropout(stock, config.dropout)
         if config.max_positions:
             stock.max_position_embeddings = config.max_positions + FAMILIES[kind].first_position(stock)
-        return AutoModelForMaskedLM.from_config(stock, attn_implementation="eager", dtype=torch.float32)
+        return stock_class.from_config(stock, attn_implementation="eager", dtype=torch.float32)
     except UNUSABLE as error:
         raise ConfigError(f"model.overrides: {config.overrides} make no {kind} model: {_first_line(error)}") from error
 

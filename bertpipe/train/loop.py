@@ -73,19 +73,20 @@ def fit(
             waiting = time.monotonic()
             slots = [batch.to(place.device) for batch in next(batches)]
             waited = time.monotonic() - waiting
-            count, tokens, room, sequences, stopping = place.sum(_measure(objective, slots, stop.asked))
+            *counts, tokens, room, sequences, stopping = place.sum(_measure(objective, slots, stop.asked))
             lr = optimizer.set_lr(step)
-            sums = _backward(module, slots, settings, place, step, place.rank * len(slots), count)
+            sums = _backward(module, slots, settings, place, step, place.rank * len(slots), counts)
             norm = optimizer.step()
-            loss, correct = place.sum(sums)
+            figures = means(objective.parts, place.sum(sums), counts)
+            loss = figures["loss"]
             if not math.isfinite(loss) or not math.isfinite(norm):  # alike on all processes
                 raise DataError(
                     f"step {step + 1}: loss {loss}, gradient norm {norm}: diverged; lower the learning rate"
                 )
             state["tokens"] += int(tokens)
             speed.add(int(tokens), waited)
-            line = {"step": step + 1, "epoch": epoch_of(step), "tokens": state["tokens"], "loss": loss / max(1, count)}
-            line |= {"accuracy": correct / max(1, count), "lr": lr, "grad_norm": norm, "sequences": int(sequences)}
+            line = {"step": step + 1, "epoch": epoch_of(step), "tokens": state["tokens"], **figures}
+            line |= {"lr": lr, "grad_norm": norm, "sequences": int(sequences)}
             line["fill"] = tokens / room
             record.write("metrics", line)
             last = step + 1 == settings.steps
@@ -110,9 +111,9 @@ def fit(
 
 
 def _measure(objective: Objective, slots: list[PackedBatch], stop: bool) -> list[float]:
-    """What processes must agree on before a step: divisor, real tokens, all tokens, sequences, stop or not."""
+    """What processes must agree on before a step: divisors, real tokens, all tokens, sequences, stop or not."""
     return [
-        float(sum(objective.count(slot) for slot in slots)),
+        *(float(sum(part)) for part in zip(*(objective.counts(slot) for slot in slots), strict=True)),
         float(sum(slot.num_tokens for slot in slots)),
         float(sum(slot.input_ids.numel() for slot in slots)),
         float(sum(slot.num_sequences for slot in slots)),
@@ -121,18 +122,37 @@ def _measure(objective: Objective, slots: list[PackedBatch], stop: bool) -> list
 
 
 def _backward(
-    module: Any, slots: list[PackedBatch], settings: LoopSettings, place: Place, step: int, first: int, count: float
+    module: Any,
+    slots: list[PackedBatch],
+    settings: LoopSettings,
+    place: Place,
+    step: int,
+    first: int,
+    counts: list[float],
 ) -> torch.Tensor:
-    """Gradients of the step, in place; returns this process's sums of loss and correct, float64 [2]."""
-    sums = torch.zeros(2, dtype=torch.float64, device=place.device)
+    """Gradients of the step, in place; returns this process's sums of K losses, then K correct, float64 [2 K]."""
+    sums = torch.zeros(2 * len(counts), dtype=torch.float64, device=place.device)
+    # DDP averages over the processes, so each scales up by their number
+    weights = torch.tensor([place.world / max(1.0, count) for count in counts], device=place.device)
     for number, slot in enumerate(slots):
         torch.manual_seed(keyed.key(settings.seed, "dropout", step, first + number))
         with place.hold_sync(module, hold=number + 1 < len(slots)):
             out = module(slot)
-            # DDP averages over the processes, so each scales up by their number
-            (out["loss"] * (place.world / max(1.0, count))).backward()
-        sums += torch.stack([out["loss"].detach(), out["correct"]]).double()
+            (out["loss"].reshape(-1) * weights).sum().backward()
+        sums += torch.stack([out["loss"].detach(), out["correct"]]).double().flatten()
     return sums
+
+
+def means(parts: tuple[str, ...], sums: list[float], counts: list[float]) -> dict[str, float]:
+    """Loss (the sum of its parts' means) and accuracy (of the first part); of several parts, those of each as well."""
+    num = len(counts)
+    losses = [total / max(1, count) for total, count in zip(sums[:num], counts, strict=True)]
+    shares = [total / max(1, count) for total, count in zip(sums[num:], counts, strict=True)]
+    figures = {"loss": sum(losses), "accuracy": shares[0]}
+    for part, loss, share in zip(parts, losses, shares, strict=True):
+        if num > 1:
+            figures |= {f"{part}_loss": loss, f"{part}_accuracy": share}
+    return figures
 
 
 def _resume(

@@ -10,6 +10,8 @@ pretrain-<fingerprint>/
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -20,17 +22,18 @@ import numpy as np
 import torch
 
 from bertpipe import artifact
-from bertpipe.config import Config
+from bertpipe.config import Config, read_preset
 from bertpipe.data import masking, phases
 from bertpipe.data.batches import MaskedSlots, PackedBatch, StepSource, masked_batch
-from bertpipe.data.masking import Masking, Vocabulary
+from bertpipe.data.masking import Masking, Rate, Vocabulary
 from bertpipe.data.new_words import split_added
 from bertpipe.data.order import Order, fixed_slots
+from bertpipe.data.pairs import PairOrder
 from bertpipe.data.phases import PhasedOrder
 from bertpipe.data.shards import TokenShards
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders, kernels
-from bertpipe.model.objectives import OBJECTIVES, Objective, Row
+from bertpipe.model.objectives import OBJECTIVES, Objective, Row, SentencePairs
 from bertpipe.train import budget, extend, loop
 from bertpipe.train.checkpoint import Checkpoints, save_model
 from bertpipe.train.optim import Optimizer, Recipe, check_names, check_schedule
@@ -54,7 +57,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     train = TokenShards(inputs["shards"], "train")
     row = OBJECTIVES[cfg.train.objective]
     length, seed = cfg.train.sequence_length, cfg.train.seed
-    model = encoders.build(cfg.model, train.vocab_size, train.special_ids, length, seed, added)
+    model = encoders.build(cfg.model, train.vocab_size, train.special_ids, length, seed, row.auto_class, added)
     kernel = kernels.choose(model.config, place.device, place.precision)
     kernels.settle(kernel, cfg.runtime.require_fast_attention, say=place.is_main)
     encoders.make_packed(model, cfg.runtime.gradient_checkpointing, kernel.name)
@@ -126,6 +129,10 @@ def check(cfg: Config) -> None:
         )
     phases.check(cfg.train)
     masking.check(cfg.masking.strategy, cfg.masking.mask_share, cfg.masking.random_share)
+    masking.check_rate(cfg.masking.schedule, cfg.masking.final_probability)
+    module = OBJECTIVES[cfg.train.objective].module
+    if issubclass(module, SentencePairs) and not cfg.model.init:
+        module.check_family(read_preset(cfg.model.preset)["model_type"])
     check_names(cfg.optim.name, cfg.optim.schedule)
     if not cfg.train.budget:  # else the number of steps is yet to be found
         check_schedule(recipe(cfg))
@@ -142,8 +149,8 @@ def _open_source(
     cfg: Config, row: Row, shards: TokenShards, plans: Path, place: Place
 ) -> tuple[Order | PhasedOrder, StepSource]:
     """The order of the run and its batches; the main process writes the plans, the others wait for them."""
-    order = make_order(cfg, shards, plans)
-    source = SAMPLERS[row.sampler](cfg, order, shards)
+    order = phases.make_order(shards, cfg.train, plans, SAMPLERS[row.sampler])
+    source = MaskedSlots(order, _drawn(cfg, shards), cfg.train.seed)
     if place.is_main:
         order.prepare(cfg.train.steps)
     place.barrier()
@@ -197,11 +204,6 @@ def settings(cfg: Config) -> loop.LoopSettings:
     )
 
 
-def make_order(cfg: Config, shards: TokenShards, plans: Path | None) -> Order | PhasedOrder:
-    """The order of the run, its plans kept in `plans`."""
-    return phases.make_order(shards, cfg.train, plans)
-
-
 def make_masking(cfg: Config, shards: TokenShards, probability: float, strategy: str) -> Masking:
     """Masks over the vocabulary of `shards`."""
     special = np.zeros(shards.vocab_size, bool)
@@ -210,14 +212,19 @@ def make_masking(cfg: Config, shards: TokenShards, probability: float, strategy:
     return Masking(strategy, probability, cfg.masking.mask_share, cfg.masking.random_share, vocabulary)
 
 
-def _masked(cfg: Config, order: Order | PhasedOrder, shards: TokenShards) -> StepSource:
+def _drawn(cfg: Config, shards: TokenShards) -> Masking:
+    """The masks of the run, drawn anew each epoch."""
     drawn = make_masking(cfg, shards, cfg.masking.probability, cfg.masking.strategy)
-    return MaskedSlots(order, drawn, cfg.train.seed)
+    last = cfg.masking.final_probability or cfg.masking.probability
+    rate = Rate(cfg.masking.schedule, cfg.masking.probability, last, cfg.train.steps)
+    return dataclasses.replace(drawn, rate=rate)
 
 
 class Evaluation:
     """Loss, accuracy and perplexity on the hold-out under frozen masks, beside the unigram cross-entropy.
 
+    The masked-LM figures are taken on single segments whatever is trained, so that runs of all objectives compare; an
+    objective of pairs is also given frozen pairs, for the loss and accuracy of its second part.
     The unigram cross-entropy is what a model scores that knows nothing but the training text's word frequencies
     (add-one smoothed), in nats, at the very positions that are evaluated.
     """
@@ -233,24 +240,37 @@ class Evaluation:
         frozen = Masking("token", EVAL_PROBABILITY, 0.8, 0.1, make_masking(cfg, shards, 0.15, "token").vocabulary)
         every = fixed_slots(shards, length, total, cfg.train.eval_tokens)
         self.slots = [masked_batch(shards, p, frozen, EVAL_SEED, 0, min(total, p.num_tokens), length) for p in every]
+        self.pairs: list[PackedBatch] = []
+        if len(objective.parts) > 1 and shards.num_documents > 1:
+            order = PairOrder(objective.parts[1], shards, EVAL_SEED, length, total, 1)
+            source = MaskedSlots(order, frozen, EVAL_SEED)
+            steps = min(order.steps_in(0), -(-cfg.train.eval_tokens // total))
+            self.pairs = [slot for step in range(steps) for slot in source.slots(step, 0, 1)]
         self.unigram = unigram_cross_entropy(TokenShards(folder, "train").unigrams, self.slots)
 
     def __call__(self) -> dict[str, float]:
         """Evaluate; each process takes every world-th slot."""
         self.objective.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=self.place.device)
-        with torch.no_grad():
-            for slot in self.slots[self.place.rank :: self.place.world]:
-                out = self.objective(slot.to(self.place.device))
-                sums += torch.stack([out["loss"], out["correct"], out["count"]]).double()
-        loss, correct, count = self.place.sum(sums)
+        loss, correct, count = self._sums(self.slots, 0)
         self.last = {
             "eval_loss": loss / count,
             "eval_accuracy": correct / count,
             "eval_perplexity": math.exp(min(700.0, loss / count)),
             "eval_unigram_cross_entropy": self.unigram,
         }
+        if self.pairs:
+            part, (loss, correct, count) = self.objective.parts[1], self._sums(self.pairs, 1)
+            self.last |= {f"eval_{part}_loss": loss / count, f"eval_{part}_accuracy": correct / count}
         return self.last
+
+    def _sums(self, slots: list[PackedBatch], part: int) -> list[float]:
+        """Loss, correct and count of a part of the objective, over all processes."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self.place.device)
+        with torch.no_grad():
+            for slot in slots[self.place.rank :: self.place.world]:
+                out = self.objective(slot.to(self.place.device))
+                sums += torch.stack([out[name].reshape(-1)[part] for name in ("loss", "correct", "count")]).double()
+        return self.place.sum(sums)
 
 
 def unigram_cross_entropy(counts: np.ndarray, slots: list[PackedBatch]) -> float:
@@ -292,4 +312,8 @@ def _introduce(cfg: Config, place: Place, model: Any, order: Order | PhasedOrder
     )
 
 
-SAMPLERS: dict[str, Callable[[Config, Order | PhasedOrder, TokenShards], StepSource]] = {"masked": _masked}
+SAMPLERS: dict[str, Callable[..., Order]] = {
+    "masked": Order,
+    "nsp": functools.partial(PairOrder, "nsp"),
+    "sop": functools.partial(PairOrder, "sop"),
+}

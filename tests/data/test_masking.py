@@ -1,12 +1,15 @@
 """Properties of the masks (M1-M9): which positions, what is shown, and that nothing but the token's place decides."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bertpipe.data.masking import MASKINGS, Masking, Tokens, Vocabulary, check
+from bertpipe.data import keyed
+from bertpipe.data.masking import MASKINGS, Masking, Rate, Tokens, Vocabulary, check, check_rate, span_lengths
 from bertpipe.errors import ConfigError
 
 V, MASK = 300, 4
@@ -105,23 +108,116 @@ def test_epochs_and_seeds_differ():
 
 
 @settings(deadline=None)
-@given(lengths_lists, st.integers(0, 9), st.floats(0.05, 0.5))
-def test_whole_words_are_taken_whole(lengths, seed, probability):
+@given(st.sampled_from(["whole_word", "span"]), lengths_lists, st.integers(0, 9), st.floats(0.05, 0.5))
+def test_whole_words_are_taken_whole(strategy, lengths, seed, probability):
     """M8, and the count comes within half a word of the budget."""
     drawn = tokens(lengths, seed)
-    positions, _ = masking("whole_word", probability).draw(drawn, seed, 0)
+    positions, _ = masking(strategy, probability).draw(drawn, seed, 0)
     begins = ~CONTINUES[drawn.ids]
     begins[np.cumsum(lengths) - lengths] = True
     word = np.cumsum(begins)
     chosen = np.isin(np.arange(len(drawn.ids)), positions)
     for number in np.unique(word):
         assert len(set(chosen[word == number])) == 1
+    sequence = np.repeat(np.arange(len(lengths)), lengths)
+    for number, length in enumerate(lengths):
+        longest = np.bincount(word[sequence == number]).max()
+        count, budget = chosen[sequence == number].sum(), length * probability
+        assert np.floor(budget) - longest / 2 <= count <= max(np.ceil(budget) + longest / 2, longest)
 
 
-def test_whole_words_keep_to_the_share():
+@pytest.mark.parametrize("strategy", ["whole_word", "span"])
+def test_whole_words_keep_to_the_share(strategy):
     drawn = tokens([100] * 10_000)
-    positions, _ = masking("whole_word").draw(drawn, 0, 0)
+    positions, shown = masking(strategy).draw(drawn, 0, 0)
     assert abs(len(positions) / len(drawn.ids) - 0.15) < 0.005
+    assert abs(np.mean(shown == MASK) - 0.8) < 0.01 and abs(np.mean(shown == drawn.ids[positions]) - 0.1) < 0.01
+
+
+def test_span_lengths_are_those_of_the_paper():
+    """Joshi et al. 2020, 3.1: geometric with p = 0.2, no longer than 10 words, 3.8 in the mean."""
+    lengths = span_lengths(keyed.key(1), np.arange(200_000))
+    share = 0.2 * 0.8 ** np.arange(10)
+    assert stats.chisquare(np.bincount(lengths)[1:], 200_000 * share / share.sum()).pvalue > 1e-9
+    assert abs(lengths.mean() - 3.8) < 0.03
+
+
+def test_masked_runs_are_about_as_long_as_spans():
+    """With few masks in long sequences spans seldom touch, so that runs of masked words are spans."""
+    alone = np.flatnonzero(~SPECIAL & ~CONTINUES)  # words of one token
+    n = 2_000 * 300
+    drawn = Tokens(np.random.default_rng(0).choice(alone, n), np.arange(n), np.full(300, 2_000))
+    positions, _ = masking("span", 0.02).draw(drawn, 0, 0)
+    runs = np.diff(np.flatnonzero(np.append(np.diff(positions, prepend=-9) > 1, True)))
+    assert 3.4 < runs.mean() < 3.9  # the last of about eleven spans a sequence is cut, some touch
+    share = 0.2 * 0.8 ** np.arange(10)
+    found = np.bincount(runs, minlength=11)[1:11] / len(runs)
+    assert np.abs(found - share / share.sum()).max() < 0.03
+    assert stats.chisquare(np.bincount(positions % 2_000 // 100, minlength=20)).statistic < 19 * 10  # anywhere
+
+
+def lay_spans(drawn, chosen, seed):
+    """Spans of one sequence laid one after another: for each its first token and the tokens it masks."""
+    key = keyed.key(seed, "mask", 0)
+    n = len(drawn.ids)
+    budget = max(
+        1, int(np.floor(n * chosen.probability + keyed.uniform(keyed.key(key, "budget"), drawn.places[:1])[0]))
+    )
+    begins = [i for i in range(n) if i == 0 or not CONTINUES[drawn.ids[i]]]
+    words = [range(a, b) for a, b in zip(begins, [*begins[1:], n], strict=True)]
+    turns = keyed.bits(key, drawn.places[begins])
+    lengths = span_lengths(key, drawn.places[begins])
+    masked, spans = set(), []
+    for start in np.argsort(turns):
+        spans.append((words[start][0], []))
+        for word in words[start : start + lengths[start]]:
+            if word[0] in masked:
+                continue
+            if masked and len(masked) + len(word) / 2 > budget:
+                return spans
+            masked |= set(word)
+            spans[-1][1].extend(word)
+    return spans
+
+
+@settings(deadline=None)
+@given(st.integers(1, 120), st.integers(0, 99), st.floats(0.05, 0.9))
+def test_spans_are_those_laid_one_after_another_and_shown_alike(length, seed, probability):
+    drawn, chosen = tokens([length], seed, first_place=seed * 1000), masking("span", probability, 0.4, 0.3)
+    positions, shown = chosen.draw(drawn, seed, 0)
+    spans = lay_spans(drawn, chosen, seed)
+    assert sorted(i for _, span in spans for i in span) == positions.tolist()
+    visible = dict(zip(positions.tolist(), shown.tolist(), strict=True))
+    for start, span in spans:
+        fate = keyed.uniform(keyed.key(seed, "show", 0), drawn.places[[start]])[0]
+        assert all((visible[i] == MASK) == (fate < 0.4) for i in span)
+        assert fate < 0.7 or all(visible[i] == drawn.ids[i] for i in span)
+
+
+def test_masks_are_fixed_for_ever():
+    """Golden values: other bits would change every run."""
+    drawn = tokens(np.random.default_rng(0).integers(1, 126, 200).tolist(), low=0)
+    found = {}
+    for strategy in MASKINGS:
+        arrays = masking(strategy, 0.3).draw(drawn, 7, 2)
+        found[strategy] = hashlib.sha256(b"".join(a.astype("<i8").tobytes() for a in arrays)).hexdigest()[:16]
+    assert found == {"token": "527e9c334999c861", "whole_word": "46ff9162678d68e2", "span": "9d44a642d932f05b"}
+
+
+def test_draws_that_are_alike_keep_the_budget():
+    """Two tokens with one place, so one draw: the earlier one is taken first, and no token too many."""
+    drawn = Tokens(np.arange(10, 50), np.zeros(40, np.int64), np.array([40]))
+    for strategy in MASKINGS:
+        positions, _ = masking(strategy, 0.25).draw(drawn, 0, 0)
+        assert positions.tolist() == list(range(len(positions))) and 10 <= len(positions) <= 11
+
+
+def test_the_rate_falls_in_a_line():
+    rate = Rate("linear", 0.3, 0.15, 4)
+    np.testing.assert_allclose([rate(step) for step in range(4)], [0.3, 0.25, 0.2, 0.15])
+    assert rate.highest == 0.3 and Rate("linear", 0.1, 0.4, 9).highest == 0.4
+    assert [Rate("constant", 0.15, 0.15, 4)(step) for step in (0, 3)] == [0.15, 0.15]
+    assert Rate("linear", 0.3, 0.15, 1)(0) == 0.3
 
 
 def test_settings_that_make_no_sense_are_refused():
@@ -129,3 +225,9 @@ def test_settings_that_make_no_sense_are_refused():
         check("words", 0.8, 0.1)
     with pytest.raises(ConfigError, match="exceed 1"):
         check("token", 0.8, 0.3)
+    with pytest.raises(ConfigError, match=r"masking.schedule: 'cosine' is not one of constant, linear"):
+        check_rate("cosine", None)
+    with pytest.raises(ConfigError, match=r"masking.final_probability: set it"):
+        check_rate("linear", None)
+    with pytest.raises(ConfigError, match=r"masking.final_probability: .* has no use for it"):
+        check_rate("constant", 0.15)

@@ -1,5 +1,6 @@
 """The order: every token once an epoch, full slots, the same batches for any processes and workers."""
 
+import hashlib
 import itertools
 import pickle
 
@@ -10,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertpipe.data import keyed
-from bertpipe.data.batches import MaskedSlots, load
-from bertpipe.data.masking import Masking, Vocabulary
+from bertpipe.data.batches import BUDGET_SLACK, MaskedSlots, load
+from bertpipe.data.masking import Masking, Rate, Vocabulary
 from bertpipe.data.order import MIN_PIECE, Order, fixed_slots
 from bertpipe.data.shards import TokenShards
 from bertpipe.errors import DataError
@@ -33,10 +34,10 @@ def places(order, epoch):
     return np.concatenate(visited)
 
 
-def source(shards, probability=0.15):
+def source(shards, probability=0.15, rate=None):
     special = np.zeros(VOCAB_SIZE, bool)
     special[list(SPECIAL_IDS.values())] = True
-    masking = Masking("token", probability, 0.8, 0.1, Vocabulary(4, special, shards.continuations))
+    masking = Masking("token", probability, 0.8, 0.1, Vocabulary(4, special, shards.continuations), rate)
     return MaskedSlots(make(shards), masking, seed=5)
 
 
@@ -150,6 +151,28 @@ def test_a_batch_is_what_it_says(shards):
         assert (ids[first + 1 : last - 1] >= 5).all()
     assert (ids[slot.num_tokens :] == SPECIAL_IDS["pad"]).all()
     assert bounds[-1] == 128 and max(np.diff(bounds)) <= slot.max_seqlen == 32
+
+
+def test_the_masking_rate_follows_the_step_and_room_stays(shards):
+    steps = make(shards).steps_in(0) - 1
+    slots = [source(shards, rate=Rate("linear", 0.4, 0.1, steps)).slots(step, 0, 4) for step in range(steps)]
+    assert {len(slot.predict_index) for step in slots for slot in step} == {int(np.ceil(0.4 * 128)) + BUDGET_SLACK}
+    shares = [sum(float(b.predict_weight.sum()) for b in s) / sum(b.num_tokens for b in s) for s in slots]
+    special = 1 - 2 / 27  # of the tokens, about, are not [CLS] or [SEP]
+    assert abs(np.mean(shares[:10]) / special - 0.4) < 0.06 and abs(np.mean(shares[-10:]) / special - 0.1) < 0.06
+    constant = source(shards, rate=Rate("constant", 0.15, 0.15, steps)).slots(3, 0, 4)
+    for a, b in zip(constant, source(shards).slots(3, 0, 4), strict=True):
+        assert torch.equal(a.predict_index, b.predict_index) and torch.equal(a.input_ids, b.input_ids)
+
+
+def test_batches_are_fixed_for_ever(shards):
+    """Golden value: 30 steps over two epochs."""
+    state, fields = hashlib.sha256(), ("input_ids", "position_ids", "token_type_ids", "cu_seqlens")
+    for step in range(30):
+        for batch in source(shards).slots(step, 0, 4):
+            for name in (*fields, "predict_index", "predict_labels", "predict_weight"):
+                state.update(getattr(batch, name).numpy().astype("<i8").tobytes())
+    assert state.hexdigest()[:16] == "6f8ac90a98693b80"
 
 
 def test_evaluation_slots_keep_segments_whole(shards):
