@@ -92,7 +92,7 @@ def machine() -> dict[str, Any]:
 
 
 def write_result(name: str, before: dict[str, Any], facts: dict[str, Any], folder: Path | None = None) -> Path:
-    """Write <name>-<date>.json into `folder` (results/) with machine and versions; `before` is `machine()` at the start."""
+    """Write <name>-<date>.json with machine and versions; `before` is `machine()` at the start, `folder` results/."""
     today = datetime.date.today().isoformat()
     folder = folder or RESULTS
     folder.mkdir(parents=True, exist_ok=True)

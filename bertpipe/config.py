@@ -248,6 +248,9 @@ class RuntimeConfig(Section):
     """Show progress bars."""
     wandb: str | None = None
     """Weights & Biases project that pretraining logs to (offline without a key); unset logs to files only."""
+    profile: int = Field(default=0, ge=0)
+    """Steps of pretraining to trace, after two: into profile/ of the run, the ten largest costs printed. 0: none;
+    `bertpipe pretrain --profile` means 3."""
 
 
 class Config(Section):

@@ -9,8 +9,10 @@ masked-LM head counts at the predicted positions alone.
 
 from __future__ import annotations
 
+import math
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,3 +146,36 @@ def datasheet(device: torch.device, precision: str) -> float | None:
 def look_up(name: str) -> float | None:
     """The row of DATASHEET that a card's name matches."""
     return next((flops for pattern, flops in DATASHEET if re.search(pattern, name)), None)
+
+
+class Meter:
+    """Model FLOPs of the slots a process trains on, beside what its device multiplies.
+
+    `matmul` is timed when it is made; several processes time it at the same time, as they will train.
+    """
+
+    def __init__(self, model: Any, device: torch.device, precision: str, world: int = 1):
+        self.count, self.world = count(model), world
+        self.matmul = time_matmul(device, precision)
+        """FLOPs/s of a matrix product on this process's share of the machine."""
+        self.datasheet = datasheet(device, precision)
+        """FLOPs/s that the maker of the card names, if it is known."""
+
+    def of(self, slots: Sequence[PackedBatch]) -> float:
+        """FLOPs of some slots."""
+        return sum(self.count.slot(slot) for slot in slots)
+
+    def read(self, flops: float, seconds: float) -> dict[str, float]:
+        """Figures of speed.jsonl: the FLOPs/s of all processes, and the utilisation, of this one, against both."""
+        rate = flops / seconds
+        figures = {"model_flops_per_second": float(f"{rate * self.world:.4g}"), "mfu": round(rate / self.matmul, 4)}
+        figures["matmul_flops_per_second"] = float(f"{self.matmul * self.world:.4g}")
+        if self.datasheet:
+            figures["mfu_datasheet"] = round(rate / self.datasheet, 4)
+        return figures
+
+
+def make_meter(model: Any, device: torch.device, precision: str, tokens: int, world: int = 1) -> Meter | None:
+    """A Meter for a run of `tokens` tokens; None for one so short that timing a product would be most of its work."""
+    product = 2 * math.prod(MATMUL)
+    return Meter(model, device, precision, world) if 6 * count(model).per_token * tokens > 30 * product else None

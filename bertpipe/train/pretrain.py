@@ -4,6 +4,7 @@ pretrain-<fingerprint>/
     model/          stock folder: from_pretrained loads it, tokenizer included
     metrics.jsonl   the record of the recipe (see tracking.py)
     speed.jsonl     the record of the machine
+    profile/        with runtime.profile: a trace of a few steps and their costs
     checkpoints/    the newest ones, with optimizer tensors
 """
 
@@ -27,10 +28,11 @@ from bertpipe.data.shards import TokenShards
 from bertpipe.errors import ConfigError
 from bertpipe.model import attention, encoders
 from bertpipe.model.objectives import OBJECTIVES, Objective
-from bertpipe.train import loop
+from bertpipe.train import flops, loop
 from bertpipe.train.checkpoint import Checkpoints, save_model
 from bertpipe.train.optim import Optimizer, Recipe, check_names
 from bertpipe.train.place import Place
+from bertpipe.train.profile import Trace
 from bertpipe.train.tracking import Record, Wandb
 
 EVAL_PROBABILITY = 0.15  # hold-out masks are frozen at this, whatever training uses
@@ -58,6 +60,9 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
         _introduce(cfg, place, model, order)
     place.barrier()  # the plans stand now
     evaluation = Evaluation(cfg, inputs["shards"], objective, place)
+    tokens = cfg.train.steps * cfg.train.slots_per_step * cfg.train.slot_tokens
+    meter = flops.make_meter(model, place.device, place.precision, tokens // place.world, place.world)
+    trace = Trace(out / "profile", cfg.runtime.profile) if cfg.runtime.profile and place.is_main else None
     record = open_record(cfg, place, out)
     checkpoints = Checkpoints(out / "checkpoints", cfg.runtime.keep_checkpoints, tokenizer)
     with record:
@@ -71,6 +76,8 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
             evaluation if evaluation.slots else None,
             checkpoints,
             lambda step: order.locate(step)[0],
+            meter,
+            trace,
         )
     if evaluation.slots and not evaluation.last:  # an earlier sitting came to the end but not to the publishing
         evaluation()

@@ -1,6 +1,7 @@
 """Model FLOPs are what torch's counter counts, and what the papers' formulas give."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from bertpipe.config import read_preset
 from bertpipe.data.batches import pack
 from bertpipe.model import encoders
 from bertpipe.model.objectives import MaskedLM
-from bertpipe.train import flops
+from bertpipe.train import flops, loop
+from bertpipe.train.optim import Optimizer
+from bertpipe.train.tracking import Record
 from tests.model.test_attention import CONFIGS
+from tests.train.test_loop import ADAMW, bert, masked_slots, place
 
 CPU = torch.device("cpu")
 
@@ -42,7 +46,7 @@ def test_a_step_counts_what_torch_counts(kind):
     config = CONFIGS[kind]()
     model = encoders.make_packed(tr.AutoModelForMaskedLM.from_config(config, attn_implementation="eager"))
     batch = slot([32] * 6, 28)
-    counted = dataclasses.replace(flops.count(model), windows=(None,) * 2)  # products are made whole, then cut to windows
+    counted = dataclasses.replace(flops.count(model), windows=(None,) * 2)  # whole products, then cut
     assert counted.slot(batch) == counted_by_torch(model, batch)
 
 
@@ -111,3 +115,28 @@ def test_the_matmul_is_timed_and_draws_nothing():
 )  # fmt: skip
 def test_cards_that_the_datasheet_table_knows(name, tera):
     assert flops.look_up(name) == (None if tera is None else tera * 1e12)
+
+
+def test_a_run_records_its_utilisation_beside_the_speed(shards, tmp_path):
+    model, source, steps = encoders.make_packed(bert(tr.AutoModelForMaskedLM)), masked_slots(shards), 6
+    meter = flops.Meter(model, CPU, "fp32")
+    settings = loop.LoopSettings(steps, 2, seed=0, eval_every=10**9, log_every=3, progress=False)
+    with Record(tmp_path) as record:
+        speed = loop.fit(
+            MaskedLM(model), source, Optimizer(model, ADAMW), settings, place(), record, meter=meter
+        )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
+    spent, before = [], 0.0
+    for line in lines:
+        assert line["mfu"] == pytest.approx(line["model_flops_per_second"] / line["matmul_flops_per_second"], abs=1e-4)
+        spent.append(line["model_flops_per_second"] * (line["seconds"] - before))
+        before = line["seconds"]
+    expected = sum(meter.of(source.slots(step, 0, 2)) for step in range(steps))
+    assert len(lines) == 2 and sum(spent) == pytest.approx(expected, rel=0.02)
+    assert speed.all_flops == expected and 0 < speed.mfu < 1
+    assert "flops" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_run_too_short_for_a_matmul_is_not_metered():
+    model = bert(tr.AutoModelForMaskedLM)
+    assert flops.make_meter(model, CPU, "fp32", tokens=1000) is None
