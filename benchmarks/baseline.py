@@ -23,7 +23,7 @@ from bertpipe.data.corpus import read_documents
 
 MASK_PROBABILITY = 0.15
 TRIAL_SECONDS = 1.0  # a trial is repeated until it took so long
-WORSE = 1.03  # a micro-batch this much slower than the best ends the climb
+WORSE = 1.01  # a micro-batch this much slower than the best ends the climb
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Setup:
     seed: int = 0
 
 
-def group(data: Data, split: str, length: int, target: Path) -> Path:
-    """Tokenize, string together and cut into rows of `length`, as run_mlm's group_texts; saved in `target`."""
+def group(data: Data, split: str, length: int, target: Path, most: int | None = None) -> Path:
+    """Tokenize, string together and cut into rows of `length`, as run_mlm's group_texts; `most` saved in `target`."""
     if target.is_dir():
         return target
     tokenizer = tr.AutoTokenizer.from_pretrained(data.tokenizer, model_max_length=10**9)
@@ -61,7 +61,7 @@ def group(data: Data, split: str, length: int, target: Path) -> Path:
         for name, rows in encoded.items():
             columns.setdefault(name, []).extend(np.array(row, np.int32) for row in rows)
     joined = {name: np.concatenate(rows) for name, rows in columns.items()}
-    cut = len(joined["input_ids"]) // length
+    cut = min(len(joined["input_ids"]) // length, most or 10**12)
     rows = {name: column[: cut * length].reshape(cut, length) for name, column in joined.items()}
     datasets.disable_progress_bars()
     datasets.Dataset.from_dict({name: list(row) for name, row in rows.items()}).save_to_disk(target)
@@ -126,50 +126,43 @@ def tune(
 ) -> tuple[Setup, list[dict[str, Any]]]:
     """The fastest attention, then the fastest micro-batch, then compiled or not; and every trial made.
 
-    A trial is a forward and backward of one micro-batch, warm. Micro-batches are the whole step, its half, quarter and
-    eighth, the small ones first; the climb ends where a larger one is slower.
+    A trial is a forward and backward of one micro-batch, warm. Micro-batches are a quarter of the step, its half, the
+    whole; the climb ends where a larger one is slower.
     """
-    sizes = sorted({setup.rows_per_step // part for part in (1, 2, 4, 8) if setup.rows_per_step % part == 0})
-    sizes = [size for size in sizes if size]
+    sizes = sorted({setup.rows_per_step // part for part in (1, 2, 4) if setup.rows_per_step % part == 0})
     trials: list[dict[str, Any]] = []
 
-    def attempt(attention: str, size: int, compiled: bool) -> float:
-        seconds = _time(model, dataset, collator, dataclasses.replace(setup, attention=attention), size, compiled)
-        rate = size * setup.length / seconds
+    def best() -> dict[str, Any]:
+        return max(trials, key=lambda trial: trial["tokens_per_second"])
+
+    def attempt(attention: str, size: int, compiled: bool, warm: bool) -> None:
+        tried = dataclasses.replace(setup, attention=attention, micro_batch=size, compiled=compiled)
+        rate = size * setup.length / _time(model, dataset, collator, tried, warm)
         made = {"attention": attention, "micro_batch": size, "compiled": compiled}
         trials.append(made | {"tokens_per_second": round(rate, 1)})
-        return rate
 
-    middle = sizes[len(sizes) // 2]
     for attention in attentions:
-        attempt(attention, middle, False)
-    best = max(trials, key=lambda trial: trial["tokens_per_second"])
-    chosen = best["attention"]
-    for size in sizes:
-        if size != middle:
-            rate = attempt(chosen, size, False)
-            top = max(trial["tokens_per_second"] for trial in trials)
-            if size > middle and rate * WORSE < top:
-                break
-    best = max(trials, key=lambda trial: trial["tokens_per_second"])
+        attempt(attention, sizes[0], False, warm=False)
+    for size in sizes[1:]:
+        attempt(best()["attention"], size, False, warm=True)
+        if trials[-1]["tokens_per_second"] * WORSE < best()["tokens_per_second"]:
+            break
     if compiling:
-        attempt(chosen, best["micro_batch"], True)
-        best = max(trials, key=lambda trial: trial["tokens_per_second"])
-    picked = {name: best[name] for name in ("attention", "micro_batch", "compiled")}
+        attempt(best()["attention"], best()["micro_batch"], True, warm=False)
+    picked = {name: best()[name] for name in ("attention", "micro_batch", "compiled")}
     return dataclasses.replace(setup, **picked), trials
 
 
-def _time(model: Any, dataset: Any, collator: Any, setup: Setup, size: int, compiled: bool) -> float:
-    """Seconds of the fastest of some forwards and backwards of `size` rows, after one to warm up."""
+def _time(model: Any, dataset: Any, collator: Any, setup: Setup, warm: bool) -> float:
+    """Seconds of the fastest of some forwards and backwards of a micro-batch, after one to warm up unless `warm`."""
     model.set_attn_implementation(setup.attention)
     model.to(setup.device).train()
-    module = torch.compile(model) if compiled else model
+    module = torch.compile(model) if setup.compiled else model
     keys = ("input_ids", "special_tokens_mask")
-    batch = collator([{key: dataset[row][key] for key in keys} for row in range(size)])
+    batch = collator([{key: dataset[row][key] for key in keys} for row in range(setup.micro_batch)])
     batch = {key: value.to(setup.device) for key, value in batch.items()}
-    best, total, times = float("inf"), 0.0, 0
-    warm = True
-    while warm or (times < 5 and total < TRIAL_SECONDS):
+    times: list[float] = []
+    while not times or (len(times) < 5 and sum(times) < TRIAL_SECONDS):
         begun = time.perf_counter()
         with torch.autocast(setup.device, torch.bfloat16, enabled=setup.precision == "bf16"):
             loss = module(**batch).loss
@@ -177,9 +170,7 @@ def _time(model: Any, dataset: Any, collator: Any, setup: Setup, size: int, comp
         model.zero_grad()
         if setup.device == "cuda":
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - begun
         if warm:
-            warm = False
-            continue
-        best, total, times = min(best, seconds), total + seconds, times + 1
-    return best
+            times.append(time.perf_counter() - begun)
+        warm = True
+    return min(times)

@@ -49,12 +49,12 @@ def read_text(folder: Path | None) -> Iterator[str]:
             yield from group.column(0).to_pylist()
 
 
-def prepare(work: Path, characters: int, vocab_size: int | None = None) -> Data:
-    """Corpus, tokenizer and shards of the first `characters` of text, by the stages of bertpipe.
+def prepare(work: Path, folder: Path | None, characters: int, vocab_size: int | None = None) -> Data:
+    """Corpus, tokenizer and shards of the first `characters` of the text of `folder`, by the stages of bertpipe.
 
-    With `vocab_size` None the published vocabulary of BERT where BERTPIPE_DATA has it, else one of 30,522 trained here.
+    With `vocab_size` None the published vocabulary of BERT where `folder` has it, else one of 30,522 trained here.
     """
-    folder, text = real_data(), work / "text.jsonl"
+    text = work / "text.jsonl"
     published = folder / "vocab" / "bert-base-uncased-vocab.txt" if folder and vocab_size is None else None
     adopt = str(published) if published is not None and published.is_file() else None
     source = "English Wikipedia" if folder else "docstrings of the installed Python packages"

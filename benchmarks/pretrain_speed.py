@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import Data, machine, prepare, spread, write_result
+from common import Data, machine, prepare, real_data, spread, write_result
 
 from bertpipe.config import Config, MaskingConfig, ModelConfig, OptimConfig, RuntimeConfig, TrainConfig, read_preset
 
@@ -435,7 +435,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     ratios: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        data = prepare(Path(folder) / "data", options.characters, options.vocab_size)
+        data = prepare(Path(folder) / "data", real_data(), options.characters, options.vocab_size)
         print(f"text: {data.source}")
         for table in tables(options, data, Path(folder)):
             results[f"{table.name}@{table.length}"], found = run_table(table)
