@@ -46,7 +46,7 @@ bench: $(READY) ## the CPU measurements, 20 minutes on 2 idle cores, into benchm
 	$(BIN)/python benchmarks/pretrain_speed.py
 	$(BIN)/python benchmarks/loader_speed.py
 	$(BIN)/python benchmarks/data_speed.py
-	$(BIN)/python benchmarks/exactness.py
+	$(BIN)/python benchmarks/exactness.py --comparisons 40
 
 bench-long: $(READY) ## time to a loss, two hours at most; memory of the data stages (wants BERTPIPE_DATA)
 	$(BIN)/python benchmarks/time_to_loss.py

@@ -22,6 +22,7 @@ from common import Data
 from bertpipe.data.corpus import read_documents
 
 MASK_PROBABILITY = 0.15
+COLUMNS = ["input_ids", "special_tokens_mask"]  # all that a model and the collator need of a full row
 TRIAL_SECONDS = 1.0  # a trial is repeated until it took so long
 WORSE = 1.01  # a micro-batch this much slower than the best ends the climb
 
@@ -91,6 +92,8 @@ def make_collator(tokenizer: Any) -> Any:
 def make_trainer(model: Any, dataset: Any, collator: Any, setup: Setup, folder: Path, *callbacks: Any) -> Any:
     """A Trainer that takes `rows_per_step` rows an optimizer step and writes nothing down."""
     assert setup.rows_per_step % setup.micro_batch == 0
+    if not setup.plain:
+        dataset = dataset.select_columns(COLUMNS)
     model.set_attn_implementation(setup.attention)
     arguments = tr.TrainingArguments(
         output_dir=str(folder),
@@ -126,10 +129,11 @@ def tune(
 ) -> tuple[Setup, list[dict[str, Any]]]:
     """The fastest attention, then the fastest micro-batch, then compiled or not; and every trial made.
 
-    A trial is a forward and backward of one micro-batch, warm. Micro-batches are a quarter of the step, its half, the
-    whole; the climb ends where a larger one is slower.
+    A trial is a forward and backward of one micro-batch, warm. Micro-batches are a quarter of the step (on a GPU a
+    sixteenth), its half, the whole; the climb ends where a larger one is slower or doesn't fit.
     """
-    sizes = sorted({setup.rows_per_step // part for part in (1, 2, 4) if setup.rows_per_step % part == 0})
+    parts = (1, 2, 4) if setup.device == "cpu" else (1, 2, 4, 8, 16)
+    sizes = sorted({setup.rows_per_step // part for part in parts if setup.rows_per_step % part == 0})
     trials: list[dict[str, Any]] = []
 
     def best() -> dict[str, Any]:
@@ -144,7 +148,10 @@ def tune(
     for attention in attentions:
         attempt(attention, sizes[0], False, warm=False)
     for size in sizes[1:]:
-        attempt(best()["attention"], size, False, warm=True)
+        try:
+            attempt(best()["attention"], size, False, warm=setup.device == "cpu")
+        except torch.OutOfMemoryError:
+            break
         if trials[-1]["tokens_per_second"] * WORSE < best()["tokens_per_second"]:
             break
     if compiling:
@@ -158,8 +165,7 @@ def _time(model: Any, dataset: Any, collator: Any, setup: Setup, warm: bool) -> 
     model.set_attn_implementation(setup.attention)
     model.to(setup.device).train()
     module = torch.compile(model) if setup.compiled else model
-    keys = ("input_ids", "special_tokens_mask")
-    batch = collator([{key: dataset[row][key] for key in keys} for row in range(setup.micro_batch)])
+    batch = collator([{key: dataset[row][key] for key in COLUMNS} for row in range(setup.micro_batch)])
     batch = {key: value.to(setup.device) for key, value in batch.items()}
     times: list[float] = []
     while not times or (len(times) < 5 and sum(times) < TRIAL_SECONDS):

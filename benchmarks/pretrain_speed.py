@@ -202,6 +202,8 @@ def bertpipe_side(connection: Any, table: Table, side: str) -> None:
                 "parameters": encoders.count_parameters(objective.model),
             }
             device = torch.device(table.device)
+            if known := flops.datasheet(device, table.precision):
+                self.gate.introduction["datasheet_flops_per_second"] = known
             self.gate.after = lambda: {"matmul_flops_per_second": flops.time_matmul(device, table.precision, 0.3)}
 
         def slots(self, step: int, first: int, last: int) -> list[Any]:
@@ -280,6 +282,8 @@ class Side:
             facts["model_flops_per_second"] = spread(rates)
             facts["matmul_flops_per_second"] = spread([line["matmul_flops_per_second"] for line in self.rounds])
             facts["share_of_matmul"] = spread(share)
+            if "datasheet_flops_per_second" in facts:
+                facts["share_of_datasheet"] = spread([rate / facts["datasheet_flops_per_second"] for rate in rates])
             facts["data_share"] = spread([line["data_seconds"] / line["seconds"] for line in self.rounds])
         return facts
 
@@ -337,9 +341,10 @@ def _show(table: Table, facts: dict[str, Any], ratios: dict[str, Any]) -> None:
         print(line + (f"  {ratio['median']:.2f} x ({ratio['min']:.2f} - {ratio['max']:.2f})" if ratio else ""))
     ours = facts["sides"]["bertpipe"]
     flops, matmul = ours["model_flops_per_second"]["median"] / 1e9, ours["matmul_flops_per_second"]["median"] / 1e9
+    card = f" and {ours['share_of_datasheet']['median']:.1%} of the datasheet's" if "share_of_datasheet" in ours else ""
     print(
         f"  bertpipe: {flops:,.1f} G model FLOPs/s, {ours['share_of_matmul']['median']:.1%} of a {ours['precision']} "
-        f"matmul's {matmul:,.1f} G; fill {ours['fill']:.2%}, data {ours['data_share']['median']:.2%} of the time",
+        f"matmul's {matmul:,.1f} G{card}; fill {ours['fill']:.2%}, data {ours['data_share']['median']:.2%} of the time",
         flush=True,
     )
 
@@ -359,6 +364,8 @@ def make_family(family: str, preset: str, data: Data, length: int, folder: Path)
         given["hidden_dim"] = given.pop("intermediate_size")
     special = {"pad_token_id": ids["pad"], "cls_token_id": ids["cls"], "sep_token_id": ids["sep"]}
     special |= {"bos_token_id": ids["cls"], "eos_token_id": ids["sep"]}
+    if family == "eurobert":
+        special["mask_token_id"] = ids["mask"]
     positions = max(512, length) + ids["pad"] + 1  # roberta counts from the padding's id
     given |= special | {"vocab_size": shards.vocab_size, "max_position_embeddings": positions}
     torch.manual_seed(0)

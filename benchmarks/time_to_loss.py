@@ -123,10 +123,10 @@ def freeze(task: Task) -> tuple[list[dict[str, Any]], float]:
     dataset = datasets.load_from_disk(task.heldout)
     collator = baseline.make_collator(tr.AutoTokenizer.from_pretrained(task.data.tokenizer))
     torch.manual_seed(0)
-    keys, batches = ("input_ids", "special_tokens_mask"), []
+    batches = []
     for first in range(0, len(dataset), 32):
         rows = range(first, min(first + 32, len(dataset)))
-        batches.append(collator([{key: dataset[row][key] for key in keys} for row in rows]))
+        batches.append(collator([{key: dataset[row][key] for key in baseline.COLUMNS} for row in rows]))
     counts = TokenShards(task.data.shards, "train").unigrams
     log_q = np.log(counts + 1.0) - np.log(counts.sum() + len(counts))
     labels = torch.cat([batch["labels"][batch["labels"] != -100] for batch in batches]).numpy()
