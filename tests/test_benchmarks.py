@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TINY = "--threads 1 --characters 600000 --vocab-size 300"
 
 
 def run(script: str, out: Path, flags: str) -> tuple[dict, str]:
@@ -25,7 +24,8 @@ def run(script: str, out: Path, flags: str) -> tuple[dict, str]:
 
 @pytest.mark.slow
 def test_pretrain_speed_compares_equal_work(tmp_path):
-    flags = f"bert-tiny@32 --tokens-per-step 512 --slot-tokens 256 --rounds 2 --steps 1 --warmup 2 {TINY}"
+    flags = "bert-tiny@32 --tokens-per-step 512 --slot-tokens 256 --rounds 2 --steps 1 --warmup 2 --threads 1 "
+    flags += "--characters 600000 --vocab-size 300"
     result, printed = run("pretrain_speed.py", tmp_path, flags)
     sides = result["tables"]["bert-tiny@32"]["sides"]
     assert list(sides) == ["run_mlm", "trainer_best", "bertpipe"]
@@ -46,3 +46,21 @@ def test_pretrain_speed_compares_equal_work(tmp_path):
     assert best["precision"] == sides["bertpipe"]["precision"]
     assert {trial["attention"] for trial in best["trials"]} == {"sdpa", "eager"}
     assert 0 < sides["bertpipe"]["share_of_matmul"]["median"] < 1
+
+
+@pytest.mark.slow
+def test_time_to_loss_runs_both_sides_to_one_loss(tmp_path):
+    result, printed = run("time_to_loss.py", tmp_path, "--quick --threads 1")
+    unigram = result["unigram_cross_entropy"]
+    assert f"{unigram:.3f}" in printed
+    best = result["trainer"][f"{result['best_lr']:g}"]
+    assert best["reached"] and best["loss"] == result["target_loss"] <= unigram
+    assert best["seconds"] == min(r["seconds"] for r in result["trainer"].values() if r["reached"])
+    ours = result["bertpipe"]
+    assert ours["loss"] <= best["loss"] or not ours["reached"]
+    assert result["ratio_bert-tiny_32_time_to_loss"] == pytest.approx(best["seconds"] / ours["seconds"], abs=1e-3)
+    plain = {"trainer": best, "bertpipe": ours}
+    for side, run_ in result["bias_initialised"].items():
+        first = run_["curve"][0]
+        assert first["step"] == plain[side]["curve"][0]["step"] == 10
+        assert first["loss"] < plain[side]["curve"][0]["loss"] - 0.1, "word frequencies are known from the start"
