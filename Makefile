@@ -9,7 +9,7 @@ READY := .venv/.ready
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench clean
+.PHONY: help setup demo test test-slow check bench bench-long clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,8 +42,15 @@ check: $(READY) ## lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## measurements, into benchmarks/results/
-	$(BIN)/python benchmarks/exactness.py
+bench: $(READY) ## the CPU measurements, 20 minutes on 2 idle cores, into benchmarks/results/
+	$(BIN)/python benchmarks/pretrain_speed.py
+	$(BIN)/python benchmarks/loader_speed.py
+	$(BIN)/python benchmarks/data_speed.py
+	$(BIN)/python benchmarks/exactness.py --comparisons 40
+
+bench-long: $(READY) ## time to a loss, two hours at most; memory of the data stages (wants BERTPIPE_DATA)
+	$(BIN)/python benchmarks/time_to_loss.py
+	$(BIN)/python benchmarks/stage_memory.py "$${BERTPIPE_DATA:?set it to a folder of real data}/corpus/enwiki-train-*.parquet"
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

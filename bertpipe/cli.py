@@ -16,6 +16,7 @@ from bertpipe.errors import ArtifactError, BertpipeError, ConfigError
 from bertpipe.pipeline import MULTI_PROCESS, STAGES, Pipeline, is_main, several_processes, wanted
 
 USAGE = "bertpipe COMMAND [--config FILE ...] [--section.key value ...]"
+PROFILED_STEPS = "3"  # by `bertpipe pretrain --profile` without a number
 COMMANDS = {
     "corpus": "read raw text: clean, deduplicate, hold out",
     "tokenizer": "train a WordPiece tokenizer on it, or adopt one",
@@ -111,10 +112,13 @@ def _split(argv: list[str]) -> tuple[list[Path], list[tuple[str, str]]]:
         position += 1
         if not name.startswith("--"):
             raise ConfigError(f"unexpected argument {name!r}; usage: {USAGE}")
+        name = "--runtime.profile" if name == "--profile" else name
         values = [value] if equals else []
         while not equals and position < len(argv) and not argv[position].startswith("--"):
             values.append(argv[position])
             position += 1
+        if not values and name == "--runtime.profile":
+            values = [PROFILED_STEPS]
         if not values:
             raise ConfigError(f"{name} needs a value; usage: {USAGE}")
         if name == "--config":

@@ -302,6 +302,9 @@ class RuntimeConfig(Section):
     without FlashAttention); unset says so and goes on."""
     compile: bool | Literal["auto"] = "auto"
     """Compile pretraining's forward and backward with torch.compile; auto does on CUDA where they make one graph."""
+    profile: int = Field(default=0, ge=0)
+    """Steps of pretraining to trace, after two: into profile/ of the run, the ten largest costs printed. 0: none;
+    `bertpipe pretrain --profile` means 3."""
 
 
 class Config(Section):

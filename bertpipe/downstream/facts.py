@@ -65,6 +65,9 @@ def pretraining(folder: Path, counts: dict[str, Any]) -> dict[str, Any]:
     rates = [row["tokens_per_second"] for row in speed if is_number(row.get("tokens_per_second"))]
     if rates:
         figures.setdefault("tokens_per_second", statistics.median(rates))
+    shares = [row["mfu"] for row in speed if is_number(row.get("mfu"))]
+    if shares:
+        figures.setdefault("mfu", statistics.median(shares))
     memory = [row["memory_bytes"] for row in speed if is_number(row.get("memory_bytes"))]
     if memory:
         figures.setdefault("memory_bytes", max(memory))
@@ -95,12 +98,13 @@ def pretraining(folder: Path, counts: dict[str, Any]) -> dict[str, Any]:
         "curves": {
             "train": columns(train, ("step", "tokens", "loss", "accuracy", "lr", "grad_norm", "fill")),
             "eval": columns([row for row in metrics if "eval_loss" in row], EVAL_KEYS),
-            "speed": columns(speed, ("step", "seconds", "tokens_per_second", "data_wait_share", "memory_bytes")),
+            "speed": columns(speed, SPEED_KEYS),
             "steps_per_point": block_size(len(train)),
         },
     }
 
 
+SPEED_KEYS = ("step", "seconds", "tokens_per_second", "data_wait_share", "memory_bytes", "mfu")
 EVAL_KEYS = ("step", "eval_loss", "eval_accuracy", "eval_perplexity", "eval_unigram_cross_entropy")
 
 

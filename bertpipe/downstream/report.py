@@ -219,6 +219,7 @@ CARDS: tuple[tuple[str, str, Callable[..., str], str], ...] = (
     ("eval_accuracy", "Masked accuracy", percent, "of hidden tokens right"),
     ("tokens", "Tokens seen", compact, "padding not counted"),
     ("tokens_per_second", "Throughput", integer, "tokens/s"),
+    ("mfu", "Utilisation (MFU)", percent, "model FLOPs/s of a matrix product's"),
     ("parameters", "Parameters", compact, ""),
     ("train_seconds", "Training time", duration, "wall clock"),
     ("memory_bytes", "Peak memory", byte_size, "of a training process"),

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,10 @@ from bertpipe.data.batches import PackedBatch, StepSource, load
 from bertpipe.errors import DataError
 from bertpipe.model.objectives import Objective
 from bertpipe.train.checkpoint import Checkpoints
+from bertpipe.train.flops import Meter
 from bertpipe.train.optim import Optimizer
 from bertpipe.train.place import Place
+from bertpipe.train.profile import Trace
 from bertpipe.train.tracking import Record, Speed
 
 PLAIN_SECONDS = 30.0  # between progress lines where there is no terminal
@@ -57,6 +59,8 @@ def fit(
     evaluate: Callable[[], dict[str, float]] | None = None,
     checkpoints: Checkpoints | None = None,
     epoch_of: Callable[[int], int] = lambda step: 0,
+    meter: Meter | None = None,
+    trace: Trace | None = None,
 ) -> Speed:
     """Train `objective` in place for the settings' steps, from the newest checkpoint if there is one.
 
@@ -66,12 +70,13 @@ def fit(
     state = _resume(objective, optimizer, place, record, checkpoints)
     module = place.wrap(objective)
     module.train()
-    speed = Speed(state["seconds"])
+    speed = Speed(state["seconds"], meter)
     batches = load(source, range(state["step"], settings.steps), *share, settings.loader_workers, _pins(place))
-    with _stop_signals() as stop, _Bar(settings, place, state["step"]) as bar:
+    with _stop_signals() as stop, _Bar(settings, place, state["step"]) as bar, trace or nullcontext():
         for step in range(state["step"], settings.steps):
             waiting = time.monotonic()
-            slots = [batch.to(place.device) for batch in next(batches)]
+            made = next(batches)
+            slots = [batch.to(place.device) for batch in made]
             waited = time.monotonic() - waiting
             *counts, tokens, room, sequences, stopping = place.sum(_measure(objective, slots, stop.asked))
             lr = optimizer.set_lr(step)
@@ -84,7 +89,7 @@ def fit(
                     f"step {step + 1}: loss {loss}, gradient norm {norm}: diverged; lower the learning rate"
                 )
             state["tokens"] += int(tokens)
-            speed.add(int(tokens), waited)
+            speed.add(int(tokens), waited, made)
             line = {"step": step + 1, "epoch": epoch_of(step), "tokens": state["tokens"], **figures}
             line |= {"lr": lr, "grad_norm": norm, "sequences": int(sequences)}
             line["fill"] = tokens / room
@@ -103,6 +108,8 @@ def fit(
             due = settings.checkpoint_every and (step + 1) % settings.checkpoint_every == 0
             if checkpoints is not None and (last or due or stopping):
                 _save(step + 1, objective, optimizer, place, record, checkpoints, state, speed)
+            if trace is not None:
+                trace.step()
             if stopping:
                 raise KeyboardInterrupt
         if any(place.sum([float(stop.asked)])):  # asked for in the last step or its evaluation
@@ -251,6 +258,8 @@ class _Bar:
             return
         share = speed.waited / max(1e-9, time.monotonic() - speed.last) if speed.tokens else 0.0
         figures = f"loss {line['loss']:.3f}  {speed.tokens_per_second:,.0f} tokens/s  data wait {share:.0%}"
+        if speed.mfu is not None:
+            figures += f"  MFU {speed.mfu:.0%}"
         if self.terminal:
             self.bar.update(self.task, completed=step, figures=figures)
         elif time.monotonic() - self.said > PLAIN_SECONDS:

@@ -4,6 +4,7 @@ pretrain-<fingerprint>/
     model/          stock folder: from_pretrained loads it, tokenizer included
     metrics.jsonl   the record of the recipe (see tracking.py)
     speed.jsonl     the record of the machine
+    profile/        with runtime.profile: a trace of a few steps and their costs
     checkpoints/    the newest ones, with optimizer tensors
     budget.json     with `train.budget`: the number of steps it came to
 """
@@ -34,10 +35,11 @@ from bertpipe.data.shards import TokenShards
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders, kernels
 from bertpipe.model.objectives import OBJECTIVES, Objective, Row, SentencePairs
-from bertpipe.train import budget, extend, loop
+from bertpipe.train import budget, extend, flops, loop
 from bertpipe.train.checkpoint import Checkpoints, save_model
 from bertpipe.train.optim import Optimizer, Recipe, check_names, check_schedule
 from bertpipe.train.place import Place
+from bertpipe.train.profile import Trace
 from bertpipe.train.tracking import Record, Wandb
 
 EVAL_PROBABILITY = 0.15  # hold-out masks are frozen at this, whatever training uses
@@ -83,6 +85,9 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     order, source = _open_source(cfg, row, train, out / "plans", place)
     if place.is_main:
         _introduce(cfg, place, model, order, kernel.name + ", compiled" * compiled)
+    tokens = phases.total_tokens(cfg.train)
+    meter = flops.make_meter(model, place.device, place.precision, tokens // place.world, place.world)
+    trace = Trace(out / "profile", cfg.runtime.profile) if cfg.runtime.profile and place.is_main else None
     record = open_record(cfg, place, out)
     checkpoints = Checkpoints(out / "checkpoints", cfg.runtime.keep_checkpoints, tokenizer)
     with record:
@@ -96,6 +101,8 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
             evaluation if evaluation.slots else None,
             checkpoints,
             lambda step: order.locate(step)[0],
+            meter,
+            trace,
         )
     if evaluation.slots and not evaluation.last:  # an earlier sitting came to the end but not to the publishing
         evaluation()

@@ -1,7 +1,8 @@
 """The record of a run.
 
     metrics.jsonl   what the recipe determines: a line a step and a line an evaluation; the same after any resume
-    speed.jsonl     what the machine determines: tokens/s, share of time waiting for data, memory, seconds
+    speed.jsonl     what the machine determines: tokens/s, share of time waiting for data, memory, seconds, model
+                    FLOPs/s, their share of a matrix product timed here (mfu) and of the card's datasheet
 
 Files are the record; trackers (wandb) are copies, best effort, and never ask for anything.
 """
@@ -14,11 +15,15 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+
+from bertpipe.data.batches import PackedBatch
+from bertpipe.train.flops import Meter
 
 
 class Record:
@@ -64,23 +69,27 @@ class Record:
 
 
 class Speed:
-    """Tokens/s, waiting for data and time left, between two readings and over the run."""
+    """Tokens/s, waiting for data, utilisation and time left, between two readings and over the run."""
 
-    def __init__(self, seconds_before: float = 0.0):
-        self.before, self.started = seconds_before, time.monotonic()
-        self.last, self.tokens, self.waited = self.started, 0, 0.0
-        self.all_tokens, self.paused = 0, 0.0
+    def __init__(self, seconds_before: float = 0.0, meter: Meter | None = None):
+        self.before, self.started, self.meter = seconds_before, time.monotonic(), meter
+        self.last, self.tokens, self.waited, self.flops = self.started, 0, 0.0, 0.0
+        self.all_tokens, self.all_flops, self.paused = 0, 0.0, 0.0
 
     def pause(self, seconds: float) -> None:
         """Leave time spent on something else (an evaluation) out of the throughput; it stays in `seconds`."""
         self.paused += seconds
         self.last += seconds
 
-    def add(self, tokens: int, waited: float) -> None:
-        """Count a step's real tokens and the seconds it waited for data."""
+    def add(self, tokens: int, waited: float, slots: Sequence[PackedBatch] = ()) -> None:
+        """Count a step's real tokens, the seconds it waited for data and the FLOPs of this process's slots."""
         self.tokens += tokens
         self.all_tokens += tokens
         self.waited += waited
+        if self.meter is not None:
+            flops = self.meter.of(slots)
+            self.flops += flops
+            self.all_flops += flops
 
     @property
     def seconds(self) -> float:
@@ -90,7 +99,16 @@ class Speed:
     @property
     def tokens_per_second(self) -> float:
         """Over this sitting, evaluations left out."""
-        return self.all_tokens / max(1e-9, time.monotonic() - self.started - self.paused)
+        return self.all_tokens / self._trained
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs/s over those of the matrix product, over this sitting; None where they aren't metered."""
+        return None if self.meter is None else self.all_flops / self._trained / self.meter.matmul
+
+    @property
+    def _trained(self) -> float:
+        return max(1e-9, time.monotonic() - self.started - self.paused)
 
     def read(self) -> dict[str, float]:
         """Figures since the last reading."""
@@ -102,7 +120,9 @@ class Speed:
             "data_wait_share": round(self.waited / passed, 4),
             "memory_bytes": _memory(),
         }
-        self.last, self.tokens, self.waited = now, 0, 0.0
+        if self.meter is not None:
+            figures |= self.meter.read(self.flops, passed)
+        self.last, self.tokens, self.waited, self.flops = now, 0, 0.0, 0.0
         return figures
 
 

@@ -134,6 +134,7 @@ def _metrics() -> tuple[list[dict], list[dict]]:
                     "seconds": step * 0.75,
                     "tokens_per_second": 10_700 + draw.gauss(0, 200),
                     "data_wait_share": abs(draw.gauss(0.01, 0.004)),
+                    "mfu": 0.6 + draw.gauss(0, 0.01),
                     "memory_bytes": 900_000_000,
                 }
             )

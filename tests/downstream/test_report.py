@@ -128,7 +128,7 @@ def test_text_from_data_stays_text(made):
 def test_figures_have_labelled_axes_and_every_seed(made):
     _, page, facts = made
     figures = make_figures(facts)
-    expected = {"loss", "accuracy", "lr", "grad_norm", "throughput", "data_wait", "fill", "scores"}
+    expected = {"loss", "accuracy", "lr", "grad_norm", "throughput", "data_wait", "mfu", "fill", "scores"}
     assert set(figures) == expected | {"word_tokens", "word_characters", "document_tokens"}
     for name, figure in figures.items():
         assert figure["layout"]["xaxis"]["title"]["text"]

@@ -1,0 +1,103 @@
+"""What the benchmarks share: text and its artifacts, a spread of measurements, the machine, the dated file."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import json
+import os
+import platform
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bertpipe.artifact import environment, write_json
+from bertpipe.config import Config, CorpusConfig, RuntimeConfig, TokenizerConfig
+from bertpipe.pipeline import Pipeline
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Data(NamedTuple):
+    """Artifacts made of one text, which both sides read, and where the text came from."""
+
+    corpus: Path
+    tokenizer: Path
+    shards: Path
+    source: str
+
+
+def real_data() -> Path | None:
+    """The folder BERTPIPE_DATA names, if it has a corpus."""
+    folder = os.environ.get("BERTPIPE_DATA")
+    return Path(folder) if folder and list(Path(folder).glob("corpus/enwiki-train-*.parquet")) else None
+
+
+def read_text(folder: Path | None) -> Iterator[str]:
+    """Documents: Wikipedia's of `folder`, else the docstrings of the installed packages, those of a file together."""
+    if folder is None:
+        from bertpipe.data.docstrings import read_docstrings
+
+        for _, docstrings in itertools.groupby(read_docstrings(), lambda docstring: docstring.file):
+            yield "\n".join(docstring.text for docstring in docstrings)
+        return
+    import pyarrow.parquet as parquet
+
+    for path in sorted(folder.glob("corpus/enwiki-train-*.parquet")):
+        for group in parquet.ParquetFile(path).iter_batches(256, columns=["text"]):
+            yield from group.column(0).to_pylist()
+
+
+def prepare(work: Path, folder: Path | None, characters: int, vocab_size: int | None = None) -> Data:
+    """Corpus, tokenizer and shards of the first `characters` of the text of `folder`, by the stages of bertpipe.
+
+    With `vocab_size` None the published vocabulary of BERT where `folder` has it, else one of 30,522 trained here.
+    """
+    text = work / "text.jsonl"
+    published = folder / "vocab" / "bert-base-uncased-vocab.txt" if folder and vocab_size is None else None
+    adopt = str(published) if published is not None and published.is_file() else None
+    source = "English Wikipedia" if folder else "docstrings of the installed Python packages"
+    cfg = Config(
+        corpus=CorpusConfig(sources=str(text), holdout=0.05),
+        tokenizer=TokenizerConfig(adopt=adopt, vocab_size=vocab_size or 30_522),
+        runtime=RuntimeConfig(root=str(work / "runs"), progress=False),
+    )
+    if not text.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        room, documents = characters, read_text(folder)
+        with text.with_suffix(".part").open("w", encoding="utf-8") as file:
+            while room > 0 and (document := next(documents, None)) is not None:
+                file.write(json.dumps({"text": document}) + "\n")
+                room -= len(document)
+        text.with_suffix(".part").rename(text)
+    pipeline = Pipeline(cfg)
+    for stage in ("corpus", "tokenizer", "shards"):
+        pipeline.run(stage)
+    return Data(*(pipeline.locate(stage) for stage in ("corpus", "tokenizer", "shards")), source)
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, extremes and the values themselves, to six digits."""
+    short = [float(f"{value:.6g}") for value in values]
+    return {"median": statistics.median(short), "min": min(short), "max": max(short), "values": short}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on, and how busy it was."""
+    names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    name = next((line.split(":")[1].strip() for line in names if line.startswith("model name")), platform.processor())
+    cores = len(os.sched_getaffinity(0))
+    return {"system": platform.platform(), "processor": name, "cores": cores, "load": os.getloadavg()}
+
+
+def write_result(name: str, before: dict[str, Any], facts: dict[str, Any], folder: Path | None = None) -> Path:
+    """Write <name>-<date>.json with machine and versions; `before` is `machine()` at the start, `folder` results/."""
+    today = datetime.date.today().isoformat()
+    folder = folder or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{name}-{today}.json"
+    facts = {"date": today, "machine": before | {"load_after": os.getloadavg()}, "versions": environment()} | facts
+    write_json(target, facts)
+    print(f"written: {target}")
+    return target

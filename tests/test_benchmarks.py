@@ -1,0 +1,66 @@
+"""The benchmarks run, and what they compare does equal work. No figure of speed is tested."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(script: str, out: Path, flags: str) -> tuple[dict, str]:
+    """Run a script of benchmarks/ on docstrings; returns its one JSON file and what it printed."""
+    environment = {name: value for name, value in os.environ.items() if name != "BERTPIPE_DATA"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *flags.split(), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == 0, done.stderr + done.stdout
+    (path,) = out.glob("*.json")
+    return json.loads(path.read_text()), done.stdout
+
+
+@pytest.mark.slow
+def test_pretrain_speed_compares_equal_work(tmp_path):
+    flags = "bert-tiny@32 --tokens-per-step 512 --slot-tokens 256 --rounds 2 --steps 1 --warmup 2 --threads 1 "
+    flags += "--characters 600000 --vocab-size 300"
+    result, printed = run("pretrain_speed.py", tmp_path, flags)
+    sides = result["tables"]["bert-tiny@32"]["sides"]
+    assert list(sides) == ["run_mlm", "trainer_best", "bertpipe"]
+    for side in sides.values():
+        assert side["places_per_step"] == 512 and side["threads"] == 1
+        assert side["parameters"] == sides["bertpipe"]["parameters"]
+        assert abs(side["mask_rate"] - 0.15) < 0.05, "1,000 tokens or so"
+        rate, seconds = side["tokens_per_second"]["values"], side["step_seconds"]["values"]
+        tokens = [r * s for r, s in zip(rate, seconds, strict=True)]
+        assert len(rate) == 2 and all(500 < t <= 512.1 for t in tokens), "one step each, with next to no padding"
+    ours = sides["bertpipe"]["tokens_per_second"]["values"]
+    for name in ("run_mlm", "trainer_best"):
+        pairs = [mine / theirs for mine, theirs in zip(ours, sides[name]["tokens_per_second"]["values"], strict=True)]
+        assert result[f"ratio_bert-tiny_32_vs_{name}"] == pytest.approx(sum(pairs) / 2, rel=1e-4)
+        assert name in printed
+    run_mlm, best = sides["run_mlm"], sides["trainer_best"]
+    assert run_mlm["precision"] == "fp32" and run_mlm["attention"] == "sdpa"
+    assert best["precision"] == sides["bertpipe"]["precision"]
+    assert {trial["attention"] for trial in best["trials"]} == {"sdpa", "eager"}
+    assert 0 < sides["bertpipe"]["share_of_matmul"]["median"] < 1
+
+
+@pytest.mark.slow
+def test_time_to_loss_runs_both_sides_to_one_loss(tmp_path):
+    result, printed = run("time_to_loss.py", tmp_path, "--quick --threads 1")
+    unigram = result["unigram_cross_entropy"]
+    assert f"{unigram:.3f}" in printed
+    best = result["trainer"][f"{result['best_lr']:g}"]
+    assert best["reached"] and best["loss"] == result["target_loss"] <= unigram
+    assert best["seconds"] == min(r["seconds"] for r in result["trainer"].values() if r["reached"])
+    ours = result["bertpipe"]
+    assert ours["loss"] <= best["loss"] or not ours["reached"]
+    assert result["ratio_bert-tiny_32_time_to_loss"] == pytest.approx(best["seconds"] / ours["seconds"], abs=1e-3)
+    plain = {"trainer": best, "bertpipe": ours}
+    for side, run_ in result["bias_initialised"].items():
+        first = run_["curve"][0]
+        assert first["step"] == plain[side]["curve"][0]["step"] == 10
+        assert first["loss"] < plain[side]["curve"][0]["loss"] - 0.1, "word frequencies are known from the start"
