@@ -54,7 +54,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     objective = row.module(model, place.precision)
     compiled = kernels.compiles(kernel, place.device, cfg.runtime.compile)
     if compiled:
-        objective.compile(fullgraph=True)
+        objective.compile()
     optimizer = Optimizer(objective.to(place.device).model, recipe(cfg))
     order = make_order(cfg, train, out / "plans")
     source = SAMPLERS[row.sampler](cfg, order, train)
