@@ -66,7 +66,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     objective = row.module(model, place.precision)
     compiled = kernels.compiles(kernel, place.device, cfg.runtime.compile)
     if compiled:
-        objective.compile(fullgraph=True)
+        objective.compile()
     evaluation = Evaluation(cfg, inputs["shards"], objective.to(place.device), place)
     begun = _begin(cfg, inputs, out, place) if cfg.train.extend_from else 0
     budgeted: dict[str, Any] = {}
