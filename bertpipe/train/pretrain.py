@@ -10,6 +10,7 @@ pretrain-<fingerprint>/
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from bertpipe import artifact
 from bertpipe.config import Config, read_preset
 from bertpipe.data import masking
-from bertpipe.data.batches import MaskedSlots, PackedBatch, masked_batch
+from bertpipe.data.batches import MaskedSlots, PackedBatch, StepSource, masked_batch
 from bertpipe.data.masking import Masking, Rate, Vocabulary
 from bertpipe.data.order import Order, fixed_slots
 from bertpipe.data.pairs import PairOrder
@@ -55,8 +56,8 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     encoders.make_packed(model, cfg.runtime.gradient_checkpointing)
     objective = row.module(model, place.precision)
     optimizer = Optimizer(objective.to(place.device).model, recipe(cfg))
-    source = SAMPLERS[row.sampler](cfg, train, out / "plans")
-    order = source.order
+    order = make_order(cfg, train, out / "plans")
+    source = SAMPLERS[row.sampler](cfg, order, train)
     if place.is_main:
         order.prepare(cfg.train.steps)
         _introduce(cfg, place, model, order)
@@ -152,8 +153,8 @@ def settings(cfg: Config) -> loop.LoopSettings:
 
 def make_order(cfg: Config, shards: TokenShards, plans: Path | None) -> Order:
     """The order of the run, its plans kept in `plans`."""
-    train = cfg.train
-    return Order(shards, train.seed, train.sequence_length, train.slot_tokens, train.slots_per_step, plans)
+    train, make = cfg.train, ORDERS[OBJECTIVES[cfg.train.objective].order]
+    return make(shards, train.seed, train.sequence_length, train.slot_tokens, train.slots_per_step, plans)
 
 
 def make_masking(cfg: Config, shards: TokenShards, probability: float, strategy: str) -> Masking:
@@ -172,17 +173,8 @@ def _drawn(cfg: Config, shards: TokenShards) -> Masking:
     return dataclasses.replace(drawn, rate=rate)
 
 
-def _masked(cfg: Config, shards: TokenShards, plans: Path | None) -> MaskedSlots:
-    return MaskedSlots(make_order(cfg, shards, plans), _drawn(cfg, shards), cfg.train.seed)
-
-
-def _pairs(kind: str) -> Callable[[Config, TokenShards, Path | None], MaskedSlots]:
-    def sample(cfg: Config, shards: TokenShards, plans: Path | None) -> MaskedSlots:
-        train = cfg.train
-        shape = (train.sequence_length, train.slot_tokens, train.slots_per_step)
-        return MaskedSlots(PairOrder(kind, shards, train.seed, *shape, plans), _drawn(cfg, shards), train.seed)
-
-    return sample
+def _masked(cfg: Config, order: Order, shards: TokenShards) -> StepSource:
+    return MaskedSlots(order, _drawn(cfg, shards), cfg.train.seed)
 
 
 class Evaluation:
@@ -273,8 +265,10 @@ def _introduce(cfg: Config, place: Place, model: Any, order: Order) -> None:
     )
 
 
-SAMPLERS: dict[str, Callable[[Config, TokenShards, Path | None], MaskedSlots]] = {
-    "masked": _masked,
-    "nsp": _pairs("nsp"),
-    "sop": _pairs("sop"),
+ORDERS: dict[str, Callable[..., Order]] = {
+    "segments": Order,
+    "nsp": functools.partial(PairOrder, "nsp"),
+    "sop": functools.partial(PairOrder, "sop"),
 }
+
+SAMPLERS: dict[str, Callable[[Config, Order, TokenShards], StepSource]] = {"masked": _masked}
