@@ -52,13 +52,14 @@ class Pieces:
     @staticmethod
     def join(parts: list[Pieces]) -> Pieces:
         """The sequences of all parts, in order."""
-        columns = zip(*((p.shard, p.start, p.length) for p in parts), strict=True)
         if not parts:
             return _NOTHING
+        shard, start, length = (np.concatenate([getattr(p, name) for p in parts]) for name in _COLUMNS)
         labels = [p.labels for p in parts if p.labels is not None]
-        return Pieces(*(np.concatenate(column) for column in columns), np.concatenate(labels) if labels else None)
+        return Pieces(shard, start, length, np.concatenate(labels) if labels else None)
 
 
+_COLUMNS = ("shard", "start", "length")
 _NOTHING = Pieces(*(np.zeros(0, np.int64) for _ in range(3)))
 
 

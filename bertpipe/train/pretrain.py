@@ -156,7 +156,7 @@ def _open_source(
     cfg: Config, row: Row, shards: TokenShards, plans: Path, place: Place
 ) -> tuple[Order | PhasedOrder, StepSource]:
     """The order of the run and its batches; the main process writes the plans, the others wait for them."""
-    order = phases.make_order(shards, cfg.train, plans, SAMPLERS[row.sampler])
+    order = phases.make_order(shards, cfg.train, plans, ORDERS[row.order])
     source = MaskedSlots(order, _drawn(cfg, shards), cfg.train.seed)
     if place.is_main:
         order.prepare(cfg.train.steps)
@@ -319,8 +319,10 @@ def _introduce(cfg: Config, place: Place, model: Any, order: Order | PhasedOrder
     )
 
 
-SAMPLERS: dict[str, Callable[..., Order]] = {
-    "masked": Order,
+ORDERS: dict[str, Callable[..., Order]] = {
+    "segments": Order,
     "nsp": functools.partial(PairOrder, "nsp"),
     "sop": functools.partial(PairOrder, "sop"),
 }
+
+SAMPLERS: dict[str, Callable[[Config, Order, TokenShards], StepSource]] = {"masked": _masked}
