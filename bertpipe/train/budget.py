@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,9 +60,12 @@ class Cost:
         return total + self.checkpoint * (math.ceil(train.steps / self.checkpoint_every) + 1)
 
 
-def seconds_of(budget: str) -> float:
-    """Seconds of a time like 90s, 45m, 6h or 1.5d."""
-    return float(budget[:-1]) * UNITS[budget[-1]]
+def seconds_of(budget: str | int) -> float:
+    """Seconds of a time like 90s, 45m, 6h or 1.5d; ConfigError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(budget))
+    if not found or not float(found[1]):
+        raise ConfigError(f"train.budget: {budget!r} is no time; write a number and s, m, h or d, such as 6h or 1.5d")
+    return float(found[1]) * UNITS[found[2]]
 
 
 def affordable(train: TrainConfig, cost: Cost, seconds: float, begun: int = 0) -> int:
