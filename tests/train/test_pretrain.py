@@ -17,6 +17,7 @@ from transformers import BertTokenizer
 from bertpipe import artifact
 from bertpipe.config import Config
 from bertpipe.data import phases
+from bertpipe.downstream import facts
 from bertpipe.errors import ConfigError
 from bertpipe.pipeline import STAGES, Pipeline, settings_of
 from bertpipe.train import budget, pretrain
@@ -70,7 +71,8 @@ def interrupted(whole: Path, step: int, out: Path) -> Path:
     name = f"checkpoints/step-{step:08d}"
     shutil.copytree(whole / name, out / name)
     for path in whole.glob("*.json*"):
-        shutil.copy(path, out)
+        if path.name != artifact.MANIFEST:
+            shutil.copy(path, out)
     return out
 
 
@@ -100,8 +102,8 @@ def test_phases_and_growing_steps_go_on_from_any_step(inputs, tmp_path):
 def manifest(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict) -> None:
     """Publish a run that was made here in place, as the pipeline would."""
     parents = {name: artifact.read_manifest(path)["fingerprint"] for name, path in inputs.items()}
-    facts = {"stage": "pretrain", "settings": settings_of(STAGES["pretrain"], cfg), "parents": parents, "raw": {}}
-    (out / "manifest.json").write_text(json.dumps(facts | {"fingerprint": "f", "counts": counts}))
+    recipe = {"stage": "pretrain", "settings": settings_of(STAGES["pretrain"], cfg), "parents": parents, "raw": {}}
+    (out / "manifest.json").write_text(json.dumps(recipe | {"fingerprint": "f", "counts": counts}))
 
 
 def test_a_longer_run_goes_on_where_the_shorter_ended(inputs, tmp_path):
@@ -174,6 +176,9 @@ def test_a_budgeted_run_is_the_run_with_its_number_of_steps(inputs, tmp_path, ca
     assert len(real["steps"]) == 2 and min(*real["steps"], real["checkpoint"], real["evaluation"]) > 0
     assert not (out / "measuring").exists() and "budget: 10s is 9 steps" in capsys.readouterr().out
     same(tmp_path / "steps", out, 9)
+    manifest(tight, inputs, out, counts)
+    shown = facts.gather(tight, {"pretrain": out})["config"]["train"]
+    assert (shown["steps"], shown["budget"]) == (9, "10s"), "what report and card say"
     resumed = interrupted(out, 5, tmp_path / "resumed")
     monkeypatch.setattr(budget, "measure", None)  # a resume must not measure again
     run(tight, inputs, resumed)
@@ -252,6 +257,7 @@ pretrain.run(Config(**json.loads(sys.argv[1])), inputs, Path(sys.argv[3]), {})
 """
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_the_budget_and_see_one_processs_batches(inputs, tmp_path):
     """Phases, growing steps and a measured budget: torchrun with two gloo processes, losses within 1e-4."""
     growing = {"phases": PHASES, "batch_warmup": [{"steps": 2, "slots": 2}]}
