@@ -186,7 +186,7 @@ class TrainConfig(Section):
     ALBERT. The latter two train the pooler."""
     steps: int = Field(default=10_000, ge=1)
     """Optimizer steps; not read when `budget` is set."""
-    budget: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?[smhd]$")
+    budget: str | int | None = None
     """Train for this time instead, e.g. 90m, 6h, 1.5d: some steps are measured first, the number that fits is frozen in
     the run, and the schedule ends inside the time, which counts from the start of the stage."""
     extend_from: str | None = None
@@ -355,7 +355,7 @@ def _plainly(message: str) -> str:
     text = " ".join(message.split())
     found = re.match(r'Parser key "(?P<key>[^"]+)": (?P<reason>.*?)\.? Got value: (?P<value>.*)', text)
     if not found:
-        return text
+        return re.sub(r"""^Parser key "([^"]+)": (Problem with given class_path '[^']+': )?""", r"\1: ", text)
     reason = re.search(r"Input should be .*?(?= \[type=)", found["reason"])
     return f"{found['key']}: {reason[0] if reason else found['reason']}, got {found['value']}"
 

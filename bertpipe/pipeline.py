@@ -15,7 +15,7 @@ from typing import Any
 
 from bertpipe import artifact
 from bertpipe.config import Config, listed, read_preset
-from bertpipe.errors import ArtifactError
+from bertpipe.errors import ArtifactError, ConfigError
 
 MULTI_PROCESS = ("pretrain", "finetune")
 
@@ -54,7 +54,10 @@ def _tokenizer_raw(cfg: Config, cache: Path) -> dict[str, Any]:
 def _pretrain_raw(cfg: Config, cache: Path) -> dict[str, Any]:
     extends: dict[str, Any] = {}
     if cfg.train.extend_from:
-        extends = {"extends": artifact.read_manifest(Path(cfg.train.extend_from))["fingerprint"]}
+        try:
+            extends = {"extends": artifact.read_manifest(Path(cfg.train.extend_from))["fingerprint"]}
+        except ArtifactError as error:
+            raise ConfigError(f"train.extend_from: {error}") from None
     if cfg.model.init:
         return {"init": identify_model(cfg.model.init, cache)} | extends
     return {"preset": read_preset(cfg.model.preset)} | extends

@@ -38,7 +38,10 @@ def gather(cfg: Config, inputs: dict[str, Path]) -> dict[str, Any]:
     if "shards" in inputs:
         facts["shards"] = read_json(inputs["shards"] / "shards.json").get("splits", {})
     if "pretrain" in inputs:
-        facts |= pretraining(inputs["pretrain"], manifests["pretrain"].get("counts", {}))
+        counts = manifests["pretrain"].get("counts", {})
+        facts |= pretraining(inputs["pretrain"], counts)
+        if cfg.train.budget is not None:  # the number of steps that it came to, in place of the setting
+            facts["config"]["train"]["steps"] = counts.get("steps")
     if "finetune" in inputs:
         facts["finetune"] = read_json(inputs["finetune"] / "scores.json").get("tasks", {})
     return facts

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,9 +34,9 @@ from bertpipe.train.tracking import Record
 
 FILE = "budget.json"
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-FIRST_STEPS = 2  # of each phase, to warm up and to see how long a step is
+FIRST_STEPS = 2  # not timed: start-up of the loader, first touch of memory
 MEASURED_SHARE = 0.01  # of the budget, for the steps that are measured, in each phase
-MOST_STEPS = 50
+FEWEST_STEPS, MOST_STEPS = 2, 50
 RESERVE = 0.05  # of the time left, kept for steps that turn out slower than those measured
 
 
@@ -59,9 +60,12 @@ class Cost:
         return total + self.checkpoint * (math.ceil(train.steps / self.checkpoint_every) + 1)
 
 
-def seconds_of(budget: str) -> float:
-    """Seconds of a time like 90s, 45m, 6h or 1.5d."""
-    return float(budget[:-1]) * UNITS[budget[-1]]
+def seconds_of(budget: str | int) -> float:
+    """Seconds of a time like 90s, 45m, 6h or 1.5d; ConfigError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(budget))
+    if not found or not float(found[1]):
+        raise ConfigError(f"train.budget: {budget!r} is no time; write a number and s, m, h or d, such as 6h or 1.5d")
+    return float(found[1]) * UNITS[found[2]]
 
 
 def affordable(train: TrainConfig, cost: Cost, seconds: float, begun: int = 0) -> int:
@@ -143,6 +147,19 @@ class _From:
         return self.source.slots(self.first + step, first, last)
 
 
+class _Clock(Record):
+    """A record of when steps ended, and of nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.times: list[float] = []
+
+    def write(self, name: str, line: dict[str, Any]) -> None:
+        """Note the time at each step."""
+        if name == "metrics":
+            self.times.append(time.monotonic())
+
+
 def measure(
     cfg: Config,
     objective: Objective,
@@ -157,13 +174,15 @@ def measure(
     assert cfg.train.budget is not None
     scratch = out / "measuring"
     share = min((p.share for p in cfg.train.phases), default=1.0)
-    probe = with_steps(cfg.train, math.ceil((MOST_STEPS + 1) / share)).model_copy(update={"batch_warmup": []})
+    probe = with_steps(cfg.train, math.ceil((FIRST_STEPS + MOST_STEPS + 2) / share)).model_copy(
+        update={"batch_warmup": []}
+    )
     source = make_source(cfg.model_copy(update={"train": probe}), scratch)
     before = {name: p.detach().to("cpu", copy=True) for name, p in objective.model.named_parameters()}
     still = dataclasses.replace(recipe, schedule="constant", warmup_steps=1 << 40, steps=1 << 40)
     optimizer = Optimizer(objective.model, still)
     settings = loop.LoopSettings(
-        steps=FIRST_STEPS,
+        steps=0,
         slots_per_step=probe.slots_per_step,
         seed=probe.seed,
         eval_every=1 << 40,
@@ -173,26 +192,18 @@ def measure(
     )
 
     def seconds(part: phases.Part, steps: int) -> float:
-        """Mean seconds of a step, of the slowest process."""
-        started = time.monotonic()
-        loop.fit(
-            objective,
-            _From(source, part.first),
-            optimizer,
-            dataclasses.replace(settings, steps=steps),
-            place,
-            Record(None),
-        )
-        place.barrier()
-        passed = (time.monotonic() - started) / steps
+        """Mean seconds of `steps` steps after those that warm up, of the slowest process."""
+        clock = _Clock()
+        fitted = dataclasses.replace(settings, steps=FIRST_STEPS + steps)
+        loop.fit(objective, _From(source, part.first), optimizer, fitted, place, clock)
         place.release()
+        passed = (clock.times[-1] - clock.times[FIRST_STEPS - 1]) / steps
         return max(place.sum([passed * (place.rank == rank) for rank in range(place.world)]))
 
     costs = []
     for part in phases.parts(probe):
-        rough = seconds(part, FIRST_STEPS)
-        wanted = MEASURED_SHARE * seconds_of(cfg.train.budget) / rough
-        costs.append(seconds(part, max(FIRST_STEPS, min(MOST_STEPS, int(wanted)))))
+        wanted = MEASURED_SHARE * seconds_of(cfg.train.budget) / seconds(part, 1)
+        costs.append(seconds(part, max(FEWEST_STEPS, min(MOST_STEPS, int(wanted)))))
     with torch.no_grad():
         for name, p in objective.model.named_parameters():
             p.copy_(before[name])

@@ -70,7 +70,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     evaluation = Evaluation(cfg, inputs["shards"], objective.to(place.device), place)
     begun = _begin(cfg, inputs, out, place) if cfg.train.extend_from else 0
     budgeted: dict[str, Any] = {}
-    if cfg.train.budget:
+    if cfg.train.budget is not None:
 
         def cost() -> budget.Cost:
             def probe(cfg: Config, plans: Path) -> StepSource:
@@ -141,8 +141,10 @@ def check(cfg: Config) -> None:
     if issubclass(module, SentencePairs) and not cfg.model.init:
         module.check_family(read_preset(cfg.model.preset)["model_type"])
     check_names(cfg.optim.name, cfg.optim.schedule)
-    if not cfg.train.budget:  # else the number of steps is yet to be found
+    if cfg.train.budget is None:
         check_schedule(recipe(cfg))
+    else:  # the number of steps is yet to be found
+        budget.seconds_of(cfg.train.budget)
     extend.check(cfg)
 
 

@@ -1,9 +1,13 @@
 """The pretrain stage in this process, on small shards: phases and growing steps resume at any step with equal bits."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -12,12 +16,15 @@ from transformers import BertTokenizer
 
 from bertpipe import artifact
 from bertpipe.config import Config
+from bertpipe.data import phases
+from bertpipe.downstream import facts
 from bertpipe.errors import ConfigError
-from bertpipe.pipeline import STAGES, settings_of
+from bertpipe.pipeline import STAGES, Pipeline, settings_of
 from bertpipe.train import budget, pretrain
 from bertpipe.train.place import Place
 from tests.conftest import SPECIAL_IDS, VOCAB_SIZE, write_shards
 
+ROOT = Path(__file__).parents[2]
 SMALL = {
     "model": {
         "preset": "bert-tiny",
@@ -64,7 +71,8 @@ def interrupted(whole: Path, step: int, out: Path) -> Path:
     name = f"checkpoints/step-{step:08d}"
     shutil.copytree(whole / name, out / name)
     for path in whole.glob("*.json*"):
-        shutil.copy(path, out)
+        if path.name != artifact.MANIFEST:
+            shutil.copy(path, out)
     return out
 
 
@@ -94,8 +102,8 @@ def test_phases_and_growing_steps_go_on_from_any_step(inputs, tmp_path):
 def manifest(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict) -> None:
     """Publish a run that was made here in place, as the pipeline would."""
     parents = {name: artifact.read_manifest(path)["fingerprint"] for name, path in inputs.items()}
-    facts = {"stage": "pretrain", "settings": settings_of(STAGES["pretrain"], cfg), "parents": parents, "raw": {}}
-    (out / "manifest.json").write_text(json.dumps(facts | {"fingerprint": "f", "counts": counts}))
+    recipe = {"stage": "pretrain", "settings": settings_of(STAGES["pretrain"], cfg), "parents": parents, "raw": {}}
+    (out / "manifest.json").write_text(json.dumps(recipe | {"fingerprint": "f", "counts": counts}))
 
 
 def test_a_longer_run_goes_on_where_the_shorter_ended(inputs, tmp_path):
@@ -168,6 +176,9 @@ def test_a_budgeted_run_is_the_run_with_its_number_of_steps(inputs, tmp_path, ca
     assert len(real["steps"]) == 2 and min(*real["steps"], real["checkpoint"], real["evaluation"]) > 0
     assert not (out / "measuring").exists() and "budget: 10s is 9 steps" in capsys.readouterr().out
     same(tmp_path / "steps", out, 9)
+    manifest(tight, inputs, out, counts)
+    shown = facts.gather(tight, {"pretrain": out})["config"]["train"]
+    assert (shown["steps"], shown["budget"]) == (9, "10s"), "what report and card say"
     resumed = interrupted(out, 5, tmp_path / "resumed")
     monkeypatch.setattr(budget, "measure", None)  # a resume must not measure again
     run(tight, inputs, resumed)
@@ -200,6 +211,70 @@ def test_a_budget_buys_as_many_steps_as_fit(seconds, costs, every, begun):
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("45m", 2700), ("6h", 21600), ("1.5d", 129600)])
 def test_times_are_read(text, seconds):
-    assert budget.seconds_of(config({"budget": text}).train.budget) == seconds
-    with pytest.raises(ValueError, match="budget"):
-        config({"budget": text.upper() + "x"})
+    assert budget.seconds_of(text) == seconds
+    pretrain.check(config({"budget": text}))
+
+
+@pytest.mark.parametrize("text", ["6 hours", "6H", "600", 600, "h", "0s", "-1h", ""])
+def test_other_times_are_refused(text):
+    with pytest.raises(ConfigError, match=r"train.budget: .* is no time; write a number and s, m, h or d"):
+        pretrain.check(config({"budget": text}))
+
+
+def test_the_parents_fingerprint_enters_its_place_does_not(inputs, tmp_path):
+    """Two runs that extend the same run from two places are one run; another parent makes another."""
+
+    def recipe(place: str, fingerprint: str) -> dict:
+        folder = tmp_path / place
+        folder.mkdir()
+        (folder / "manifest.json").write_text(json.dumps({"fingerprint": fingerprint}))
+        cfg = config(
+            {"extend_from": str(folder)},
+            runtime={"root": str(tmp_path)},
+            corpus={"sources": str(ROOT / "constraints.txt")},
+        )
+        return Pipeline(cfg).recipe("pretrain")
+
+    a, b, c = recipe("a", "one"), recipe("b", "one"), recipe("c", "two")
+    assert a == b and a["fingerprint"] != c["fingerprint"] and a["raw"]["extends"] == "one"
+    with pytest.raises(ConfigError, match=r"train.extend_from: .* no manifest.json here"):
+        Pipeline(
+            config({"extend_from": str(tmp_path / "d")}, corpus={"sources": str(ROOT / "constraints.txt")})
+        ).recipe("pretrain")
+
+
+TWO = """
+import json, sys
+from pathlib import Path
+
+from bertpipe.config import Config
+from bertpipe.data import phases
+from bertpipe.train import budget, pretrain
+
+budget.affordable = lambda *_: 8  # whatever was measured, to have a run to compare with
+inputs = {name: Path(sys.argv[2]) / name for name in ("tokenizer", "shards")}
+pretrain.run(Config(**json.loads(sys.argv[1])), inputs, Path(sys.argv[3]), {})
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_budget_and_see_one_processs_batches(inputs, tmp_path):
+    """Phases, growing steps and a measured budget: torchrun with two gloo processes, losses within 1e-4."""
+    growing = {"phases": PHASES, "batch_warmup": [{"steps": 2, "slots": 2}]}
+    run(config(growing), inputs, tmp_path / "one")
+    (tmp_path / "two.py").write_text(TWO)
+    cfg = config(growing | {"budget": "10s"})
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    arguments = [str(tmp_path / "two.py"), cfg.model_dump_json(), str(inputs["shards"].parent), str(tmp_path / "two")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*launch, *arguments], capture_output=True, text=True, env=environment, timeout=540)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("budget: 10s is 8 steps") == 1
+    for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        for key in ("step", "epoch", "tokens", "sequences", "fill", "lr"):
+            assert one.get(key) == two.get(key)
+        for key in ("loss", "eval_loss", "grad_norm"):
+            assert one.get(key, 0) == pytest.approx(two.get(key, 0), abs=1e-4)
+    refused = config({"batch_warmup": [{"steps": 2, "slots": 1}]})
+    with pytest.raises(ConfigError, match=r"2 processes can't share train.batch_warmup = 1 slots evenly"):
+        Place.share(SimpleNamespace(world=2), *phases.smallest_step(refused.train))  # type: ignore[arg-type]
