@@ -40,7 +40,7 @@ from bertpipe.config import Config, MaskingConfig, ModelConfig, OptimConfig, Run
 
 TABLES = ("bert-base@128", "bert-base@512", "bert-mini@128")
 SIDES = ("run_mlm", "trainer_best", "bertpipe")
-LARGE = 50e6  # encoder weights above which a measurement is one step of 4,096 tokens, not two of 8,192
+LARGE = 40e6  # encoder weights above which a measurement is one step of 4,096 tokens, not two of 8,192
 
 
 @dataclass(frozen=True)
@@ -382,6 +382,7 @@ def tables(options: argparse.Namespace, data: Data, work: Path) -> Iterator[Tabl
     """The tables asked for; models and grouped texts are made on the way."""
     import baseline
     import torch
+    from transformers import AutoConfig
 
     from bertpipe.train.place import has_fast_bf16
 
@@ -390,13 +391,16 @@ def tables(options: argparse.Namespace, data: Data, work: Path) -> Iterator[Tabl
     for number, wanted in enumerate(options.tables):
         preset, _, text = wanted.partition("@")
         fields, length = read_preset(preset), int(text or 128)
-        large = 12 * fields["num_hidden_layers"] * fields["hidden_size"] ** 2 > LARGE
+        stock = AutoConfig.for_model(**fields)
+        large = 12 * stock.num_hidden_layers * stock.hidden_size**2 > LARGE
         tokens = options.tokens_per_step or (4096 if large else 8192)
         slot = options.slot_tokens or min(tokens, 4096)
         if tokens % length or tokens % slot or slot < length:
             raise SystemExit(f"{wanted}: {tokens} tokens a step are no multiple of the length and of slots of {slot}")
         name, model = preset, ModelConfig(preset=preset)
         if options.family not in (None, "bert"):
+            if fields["model_type"] != "bert":
+                raise SystemExit(f"--family gives a BERT preset's sizes to another family, and {preset} is none")
             name = f"{options.family}-{preset.removeprefix('bert-')}"
             folder = make_family(options.family, preset, data, length, work / name)
             model = ModelConfig(init=str(folder))
