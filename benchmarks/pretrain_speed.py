@@ -40,7 +40,7 @@ from bertpipe.config import Config, MaskingConfig, ModelConfig, OptimConfig, Run
 
 TABLES = ("bert-base@128", "bert-base@512", "bert-mini@128")
 SIDES = ("run_mlm", "trainer_best", "bertpipe")
-LARGE = 50e6  # encoder weights above which a measurement is one step of 4,096 tokens, not two of 8,192
+LARGE = 40e6  # encoder weights above which a measurement is one step of 4,096 tokens, not two of 8,192
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,20 @@ class Table:
 class Gate:
     """Holds a training loop still between measurements, at the boundaries of optimizer steps.
 
-    `facts` gives running totals; a measurement carries by how much each grew.
+    `totals` gives running counts: of places, tokens, text tokens and predicted positions at least. A measurement
+    carries by how much each grew; the first message, after the warmup, carries `facts` and what the counts make of a
+    step. `after` adds to a measurement when its clock has stopped.
     """
 
-    def __init__(self, connection: Any, table: Table, facts: Callable[[], dict[str, float]]):
-        self.connection, self.table, self.facts = connection, table, facts
-        self.introduction: dict[str, Any] = {}
-        self.after: Callable[[], dict[str, float]] = dict
+    def __init__(
+        self,
+        connection: Any,
+        table: Table,
+        totals: Callable[[], dict[str, float]],
+        facts: dict[str, Any],
+        after: Callable[[], dict[str, float]] = dict,
+    ):
+        self.connection, self.table, self.totals, self.facts, self.after = connection, table, totals, facts, after
 
     def boundary(self, done: int) -> None:
         """`done` optimizer steps are finished and no other has begun."""
@@ -115,15 +122,18 @@ class Gate:
 
             torch.cuda.synchronize()
         now, cpu = time.perf_counter(), time.process_time()
+        totals = self.totals()
         if since == 0:
-            message = self.introduction
+            message = self.facts | {"places_per_step": totals["places"] / done}
+            message["fill"] = totals["tokens"] / totals["places"]
+            message["mask_rate"] = totals["predicted"] / totals["text_tokens"]
         else:
             message = {"seconds": now - self.begun, "cpu_seconds": cpu - self.cpu}
-            message |= {name: value - self.before[name] for name, value in self.facts().items()} | self.after()
+            message |= {name: value - self.before[name] for name, value in totals.items()} | self.after()
         self.connection.send(message)
         if self.connection.recv() != "go":
             raise SystemExit(0)  # in the midst of a loop, which the steps asked for would go on with
-        self.before = self.facts()
+        self.before = totals
         self.begun, self.cpu = time.perf_counter(), time.process_time()
 
 
@@ -143,7 +153,7 @@ def trainer_side(connection: Any, table: Table, side: str) -> None:
     cfg, shards = table.config(0.1 if plain else table.dropout), TokenShards(table.data.shards, "train")
     model = encoders.build(cfg.model, shards.vocab_size, shards.special_ids, table.length, cfg.train.seed)
     dataset = datasets.load_from_disk(table.rows)
-    collator = baseline.Counting(baseline.make_collator(tr.AutoTokenizer.from_pretrained(table.data.tokenizer)))
+    collator = baseline.make_collator(tr.AutoTokenizer.from_pretrained(table.data.tokenizer))
     setup = baseline.Setup(
         length=table.length,
         rows_per_step=table.tokens_per_step // table.length,
@@ -155,26 +165,21 @@ def trainer_side(connection: Any, table: Table, side: str) -> None:
     attentions = ("sdpa",) if plain else ("sdpa", "eager")
     setup, trials = baseline.tune(model, dataset, collator, setup, attentions, table.compiling and not plain)
     text = 1 - float(dataset.with_format("numpy")[:]["special_tokens_mask"].mean())
-    step = {"tokens": table.tokens_per_step, "text_tokens": table.tokens_per_step * text}
-    steps = 0
+    trainer = baseline.make_trainer(model, dataset, collator, setup, table.work / side)
 
-    def facts() -> dict[str, float]:
-        return {name: value * steps for name, value in step.items()}
+    def totals() -> dict[str, float]:
+        tokens, predicted = float(trainer.tokens), float(trainer.predicted)
+        return {"places": trainer.places, "tokens": tokens, "text_tokens": tokens * text, "predicted": predicted}
 
-    gate = Gate(connection, table, facts)
+    facts = dataclasses.asdict(setup) | {"trials": trials, "threads": torch.get_num_threads()}
+    gate = Gate(connection, table, totals, facts | {"parameters": encoders.count_parameters(model)})
 
     class Boundaries(tr.TrainerCallback):
         def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
-            nonlocal steps
-            steps = state.global_step
-            assert collator.tokens == collator.places, "a row was padded"
-            gate.introduction["mask_rate"] = collator.predicted / (collator.places * text)
-            gate.boundary(steps)
+            gate.boundary(state.global_step)
 
-    gate.introduction |= dataclasses.asdict(setup) | {"trials": trials, "threads": torch.get_num_threads()}
-    gate.introduction |= {"parameters": encoders.count_parameters(model), "places_per_step": table.tokens_per_step}
-    collator.places = collator.tokens = collator.predicted = 0
-    baseline.make_trainer(model, dataset, collator, setup, table.work / side, Boundaries()).train()
+    trainer.add_callback(Boundaries())
+    trainer.train()
 
 
 def bertpipe_side(connection: Any, table: Table, side: str) -> None:
@@ -194,24 +199,24 @@ def bertpipe_side(connection: Any, table: Table, side: str) -> None:
             self.source, self.counted = source, flops.count(objective.model)
             names = ("tokens", "text_tokens", "predicted", "places", "model_flops", "data_seconds")
             self.totals = dict.fromkeys(names, 0.0)
-            self.gate = Gate(connection, table, lambda: dict(self.totals))
-            self.gate.introduction |= {
+            device = torch.device(table.device)
+            facts = {
                 "slot_tokens": table.slot_tokens,
                 "precision": table.precision,
                 "threads": torch.get_num_threads(),
                 "parameters": encoders.count_parameters(objective.model),
+                "vocab_size": objective.model.config.vocab_size,
+                "datasheet_flops_per_second": flops.datasheet(device, table.precision),
             }
+            self.gate = Gate(connection, table, lambda: dict(self.totals), facts, self.time_matmul)
+
+        def time_matmul(self) -> dict[str, float]:
             device = torch.device(table.device)
-            if known := flops.datasheet(device, table.precision):
-                self.gate.introduction["datasheet_flops_per_second"] = known
-            self.gate.after = lambda: {"matmul_flops_per_second": flops.time_matmul(device, table.precision, 0.3)}
+            return {"matmul_flops_per_second": flops.time_matmul(device, table.precision, 0.3)}
 
         def slots(self, step: int, first: int, last: int) -> list[Any]:
             totals = self.totals
             if step:
-                self.gate.introduction["mask_rate"] = totals["predicted"] / totals["text_tokens"]
-                self.gate.introduction["fill"] = totals["tokens"] / totals["places"]
-                self.gate.introduction["places_per_step"] = totals["places"] / step
                 self.gate.boundary(step)
             begun = time.perf_counter()
             made = self.source.slots(step, first, last)
@@ -282,7 +287,7 @@ class Side:
             facts["model_flops_per_second"] = spread(rates)
             facts["matmul_flops_per_second"] = spread([line["matmul_flops_per_second"] for line in self.rounds])
             facts["share_of_matmul"] = spread(share)
-            if "datasheet_flops_per_second" in facts:
+            if facts["datasheet_flops_per_second"]:
                 facts["share_of_datasheet"] = spread([rate / facts["datasheet_flops_per_second"] for rate in rates])
             facts["data_share"] = spread([line["data_seconds"] / line["seconds"] for line in self.rounds])
         return facts
@@ -377,6 +382,7 @@ def tables(options: argparse.Namespace, data: Data, work: Path) -> Iterator[Tabl
     """The tables asked for; models and grouped texts are made on the way."""
     import baseline
     import torch
+    from transformers import AutoConfig
 
     from bertpipe.train.place import has_fast_bf16
 
@@ -385,13 +391,16 @@ def tables(options: argparse.Namespace, data: Data, work: Path) -> Iterator[Tabl
     for number, wanted in enumerate(options.tables):
         preset, _, text = wanted.partition("@")
         fields, length = read_preset(preset), int(text or 128)
-        large = 12 * fields["num_hidden_layers"] * fields["hidden_size"] ** 2 > LARGE
+        stock = AutoConfig.for_model(**fields)
+        large = 12 * stock.num_hidden_layers * stock.hidden_size**2 > LARGE
         tokens = options.tokens_per_step or (4096 if large else 8192)
         slot = options.slot_tokens or min(tokens, 4096)
         if tokens % length or tokens % slot or slot < length:
             raise SystemExit(f"{wanted}: {tokens} tokens a step are no multiple of the length and of slots of {slot}")
         name, model = preset, ModelConfig(preset=preset)
         if options.family not in (None, "bert"):
+            if fields["model_type"] != "bert":
+                raise SystemExit(f"--family gives a BERT preset's sizes to another family, and {preset} is none")
             name = f"{options.family}-{preset.removeprefix('bert-')}"
             folder = make_family(options.family, preset, data, length, work / name)
             model = ModelConfig(init=str(folder))

@@ -203,7 +203,9 @@ def trainer_run(connection: Any, task: Task) -> None:
         def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
             watch.boundary(model, state.global_step)
 
-    baseline.make_trainer(model, dataset, collator, setup, task.work, Boundaries()).train()
+    trainer = baseline.make_trainer(model, dataset, collator, setup, task.work)
+    trainer.add_callback(Boundaries())
+    trainer.train()
 
 
 def bertpipe_run(connection: Any, task: Task) -> None:

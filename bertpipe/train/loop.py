@@ -72,11 +72,11 @@ def fit(
     module.train()
     speed = Speed(state["seconds"], meter)
     batches = load(source, range(state["step"], settings.steps), *share, settings.loader_workers, _pins(place))
+    batches = speed.watch(batches)
     with _stop_signals() as stop, _Bar(settings, place, state["step"]) as bar, trace or nullcontext():
         for step in range(state["step"], settings.steps):
             waiting = time.monotonic()
-            made = next(batches)
-            slots = [batch.to(place.device) for batch in made]
+            slots = [batch.to(place.device) for batch in next(batches)]
             waited = time.monotonic() - waiting
             *counts, tokens, room, sequences, stopping = place.sum(_measure(objective, slots, stop.asked))
             lr = optimizer.set_lr(step)
@@ -89,7 +89,7 @@ def fit(
                     f"step {step + 1}: loss {loss}, gradient norm {norm}: diverged; lower the learning rate"
                 )
             state["tokens"] += int(tokens)
-            speed.add(int(tokens), waited, made)
+            speed.add(int(tokens), waited)
             line = {"step": step + 1, "epoch": epoch_of(step), "tokens": state["tokens"], **figures}
             line |= {"lr": lr, "grad_norm": norm, "sequences": int(sequences)}
             line["fill"] = tokens / room

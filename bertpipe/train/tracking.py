@@ -15,7 +15,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -81,15 +81,20 @@ class Speed:
         self.paused += seconds
         self.last += seconds
 
-    def add(self, tokens: int, waited: float, slots: Sequence[PackedBatch] = ()) -> None:
-        """Count a step's real tokens, the seconds it waited for data and the FLOPs of this process's slots."""
+    def watch(self, batches: Iterator[list[PackedBatch]]) -> Iterator[list[PackedBatch]]:
+        """The same batches, their FLOPs counted as they pass, before they go to the device."""
+        for slots in batches:
+            if self.meter is not None:
+                flops = self.meter.of(slots)
+                self.flops += flops
+                self.all_flops += flops
+            yield slots
+
+    def add(self, tokens: int, waited: float) -> None:
+        """Count a step's real tokens and the seconds it waited for data."""
         self.tokens += tokens
         self.all_tokens += tokens
         self.waited += waited
-        if self.meter is not None:
-            flops = self.meter.of(slots)
-            self.flops += flops
-            self.all_flops += flops
 
     @property
     def seconds(self) -> float:
