@@ -179,19 +179,15 @@ class SequenceLabel(Objective):
 
 @dataclass(frozen=True)
 class Row:
-    """A pretraining objective: its sampler, stock auto class and module, and what its slots hold.
+    """A pretraining objective: what its slots hold (a key of train/pretrain.py's ORDERS), stock auto class, module."""
 
-    `sampler` and `order` are keys of train/pretrain.py's SAMPLERS and ORDERS.
-    """
-
-    sampler: str
+    order: str
     auto_class: str
     module: type[Objective]
-    order: str = "segments"
 
 
 OBJECTIVES: dict[str, Row] = {
-    "mlm": Row("masked", "AutoModelForMaskedLM", MaskedLM),
-    "mlm_nsp": Row("masked", "AutoModelForPreTraining", NextSentence, "nsp"),
-    "mlm_sop": Row("masked", "AutoModelForPreTraining", SentenceOrder, "sop"),
+    "mlm": Row("segments", "AutoModelForMaskedLM", MaskedLM),
+    "mlm_nsp": Row("nsp", "AutoModelForPreTraining", NextSentence),
+    "mlm_sop": Row("sop", "AutoModelForPreTraining", SentenceOrder),
 }

@@ -326,5 +326,3 @@ ORDERS: dict[str, Callable[..., Order]] = {
     "nsp": functools.partial(PairOrder, "nsp"),
     "sop": functools.partial(PairOrder, "sop"),
 }
-
-SAMPLERS: dict[str, Callable[[Config, Order, TokenShards], StepSource]] = {"masked": _masked}
