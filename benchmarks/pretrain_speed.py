@@ -36,7 +36,8 @@ from typing import Any
 
 from common import Data, machine, prepare, real_data, spread, write_result
 
-from bertpipe.config import Config, MaskingConfig, ModelConfig, OptimConfig, RuntimeConfig, TrainConfig, read_preset
+from bertpipe.config import Config, MaskingConfig, ModelConfig, OptimConfig, RuntimeConfig, TrainConfig
+from bertpipe.config_files import read_preset
 
 TABLES = ("bert-base@128", "bert-base@512", "bert-mini@128")
 SIDES = ("run_mlm", "trainer_best", "bertpipe")

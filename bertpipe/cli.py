@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from bertpipe import __version__, artifact
-from bertpipe.config import Config, parser, read_config
+from bertpipe.config import Config
+from bertpipe.config_files import parser, read_config
 from bertpipe.errors import ArtifactError, BertpipeError, ConfigError
 from bertpipe.pipeline import MULTI_PROCESS, STAGES, Pipeline, is_main, several_processes, wanted
 

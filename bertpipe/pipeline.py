@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bertpipe import artifact
-from bertpipe.config import Config, listed, read_preset
+from bertpipe.config import Config, listed
+from bertpipe.config_files import read_preset
 from bertpipe.errors import ArtifactError, ConfigError
 
 MULTI_PROCESS = ("pretrain", "finetune")

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertpipe.config import Config, RuntimeConfig, check_keys, read_config
+from bertpipe.config import Config, RuntimeConfig
+from bertpipe.config_files import check_keys, read_config
 from bertpipe.errors import ConfigError
 
 

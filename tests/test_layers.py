@@ -18,7 +18,16 @@ PACKAGE = ROOT / "bertpipe"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
 # A layer may import those before it. Layers in one tuple are strangers to each other.
-ORDER = [("errors",), ("config", "artifact"), ("data", "model"), ("train",), ("downstream",), ("pipeline",), ("cli",)]
+ORDER = [
+    ("errors",),
+    ("config", "artifact"),
+    ("config_files",),
+    ("data", "model"),
+    ("train",),
+    ("downstream",),
+    ("pipeline",),
+    ("cli",),
+]
 RANK = {layer: rank for rank, layers in enumerate(ORDER) for layer in layers}
 
 # Never imported when a module loads: they take seconds, or only some users need them.

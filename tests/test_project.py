@@ -15,7 +15,7 @@ import yaml
 
 from bertpipe.cli import COMMANDS
 from bertpipe.cli import _split as split
-from bertpipe.config import read_config
+from bertpipe.config_files import read_config
 
 ROOT = Path(__file__).parents[1]
 TARGETS = ["help", "setup", "demo", "test", "test-slow", "check", "bench", "bench-long", "clean"]

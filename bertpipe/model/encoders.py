@@ -15,7 +15,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from bertpipe.config import ModelConfig, read_preset
+from bertpipe.config import ModelConfig
+from bertpipe.config_files import read_preset
 from bertpipe.errors import ConfigError
 from bertpipe.model import attention, grow
 

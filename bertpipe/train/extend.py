@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bertpipe import artifact
-from bertpipe.config import Config, read_preset
+from bertpipe.config import Config
+from bertpipe.config_files import read_preset
 from bertpipe.errors import ArtifactError, ConfigError
 from bertpipe.train.checkpoint import Checkpoints
 

@@ -11,39 +11,30 @@ pretrain-<fingerprint>/
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from bertpipe import artifact
-from bertpipe.config import Config, read_preset
+from bertpipe.config import Config
+from bertpipe.config_files import read_preset
 from bertpipe.data import masking, phases
-from bertpipe.data.batches import MaskedSlots, PackedBatch, StepSource, masked_batch
-from bertpipe.data.masking import Masking, Rate, Vocabulary
+from bertpipe.data.batches import StepSource
 from bertpipe.data.new_words import split_added
-from bertpipe.data.order import Order, fixed_slots
-from bertpipe.data.pairs import PairOrder
+from bertpipe.data.order import Order
 from bertpipe.data.phases import PhasedOrder
 from bertpipe.data.shards import TokenShards
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders, kernels
-from bertpipe.model.objectives import OBJECTIVES, Objective, Row, SentencePairs
+from bertpipe.model.objectives import OBJECTIVES, SentencePairs
 from bertpipe.train import budget, extend, flops, loop
 from bertpipe.train.checkpoint import Checkpoints, save_model
+from bertpipe.train.evaluation import Evaluation
 from bertpipe.train.optim import Optimizer, Recipe, check_names, check_schedule
 from bertpipe.train.place import Place
 from bertpipe.train.profile import Trace
+from bertpipe.train.samples import open_source
 from bertpipe.train.tracking import Record, Wandb
-
-EVAL_PROBABILITY = 0.15  # hold-out masks are frozen at this, whatever training uses
-EVAL_SEED = 0
 
 
 def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any]) -> None:
@@ -74,7 +65,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
 
         def cost() -> budget.Cost:
             def probe(cfg: Config, plans: Path) -> StepSource:
-                return _open_source(cfg, row, train, plans, place)[1]
+                return open_source(cfg, row, train, plans, place)[1]
 
             evaluate = evaluation if evaluation.slots else None
             return budget.measure(cfg, objective, recipe(cfg), probe, evaluate, tokenizer, place, out)
@@ -82,7 +73,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
         cfg, budgeted = budget.freeze(cfg, out, started, begun, place, cost)
         evaluation.last = {}
     optimizer = Optimizer(objective.model, recipe(cfg))
-    order, source = _open_source(cfg, row, train, out / "plans", place)
+    order, source = open_source(cfg, row, train, out / "plans", place)
     if place.is_main:
         _introduce(cfg, place, model, order, kernel.name + ", compiled" * compiled)
     tokens = phases.total_tokens(cfg.train)
@@ -154,18 +145,6 @@ def _begin(cfg: Config, inputs: dict[str, Path], out: Path, place: Place) -> int
     return int(place.sum([float(begun)])[0])
 
 
-def _open_source(
-    cfg: Config, row: Row, shards: TokenShards, plans: Path, place: Place
-) -> tuple[Order | PhasedOrder, StepSource]:
-    """The order of the run and its batches; the main process writes the plans, the others wait for them."""
-    order = phases.make_order(shards, cfg.train, plans, ORDERS[row.order])
-    source = MaskedSlots(order, _drawn(cfg, shards), cfg.train.seed)
-    if place.is_main:
-        order.prepare(cfg.train.steps)
-    place.barrier()
-    return order, phases.Ramped(source, order) if cfg.train.batch_warmup else source
-
-
 def check_tokenizer(init: str, tokenizer: Any) -> list[list[int]]:
     """For each entry `tokenizer` adds to the checkpoint's vocabulary, the checkpoint's ids for it; none if they agree.
 
@@ -213,86 +192,6 @@ def settings(cfg: Config) -> loop.LoopSettings:
     )
 
 
-def make_masking(cfg: Config, shards: TokenShards, probability: float, strategy: str) -> Masking:
-    """Masks over the vocabulary of `shards`."""
-    special = np.zeros(shards.vocab_size, bool)
-    special[list(shards.all_special_ids)] = True
-    vocabulary = Vocabulary(shards.special_ids["mask"], special, np.asarray(shards.continuations))
-    return Masking(strategy, probability, cfg.masking.mask_share, cfg.masking.random_share, vocabulary)
-
-
-def _drawn(cfg: Config, shards: TokenShards) -> Masking:
-    """The masks of the run, drawn anew each epoch."""
-    drawn = make_masking(cfg, shards, cfg.masking.probability, cfg.masking.strategy)
-    last = cfg.masking.final_probability or cfg.masking.probability
-    rate = Rate(cfg.masking.schedule, cfg.masking.probability, last, cfg.train.steps)
-    return dataclasses.replace(drawn, rate=rate)
-
-
-class Evaluation:
-    """Loss, accuracy and perplexity on the hold-out under frozen masks, beside the unigram cross-entropy.
-
-    The masked-LM figures are taken on single segments whatever is trained, so that runs of all objectives compare; an
-    objective of pairs is also given frozen pairs, for the loss and accuracy of its second part.
-    The unigram cross-entropy is what a model scores that knows nothing but the training text's word frequencies
-    (add-one smoothed), in nats, at the very positions that are evaluated.
-    """
-
-    def __init__(self, cfg: Config, folder: Path, objective: Objective, place: Place):
-        self.objective, self.place = objective, place
-        self.last: dict[str, float] = {}
-        self.slots: list[PackedBatch] = []
-        shards = TokenShards(folder, "holdout")
-        if not shards.num_tokens:
-            return
-        length, total = cfg.train.sequence_length, cfg.train.slot_tokens
-        frozen = Masking("token", EVAL_PROBABILITY, 0.8, 0.1, make_masking(cfg, shards, 0.15, "token").vocabulary)
-        every = fixed_slots(shards, length, total, cfg.train.eval_tokens)
-        self.slots = [masked_batch(shards, p, frozen, EVAL_SEED, 0, min(total, p.num_tokens), length) for p in every]
-        self.pairs: list[PackedBatch] = []
-        if len(objective.parts) > 1 and shards.num_documents > 1:
-            order = PairOrder(objective.parts[1], shards, EVAL_SEED, length, total, 1)
-            source = MaskedSlots(order, frozen, EVAL_SEED)
-            steps = min(order.steps_in(0), -(-cfg.train.eval_tokens // total))
-            self.pairs = [slot for step in range(steps) for slot in source.slots(step, 0, 1)]
-        self.unigram = unigram_cross_entropy(TokenShards(folder, "train").unigrams, self.slots)
-
-    def __call__(self) -> dict[str, float]:
-        """Evaluate; each process takes every world-th slot."""
-        self.objective.eval()
-        loss, correct, count = self._sums(self.slots, 0)
-        self.last = {
-            "eval_loss": loss / count,
-            "eval_accuracy": correct / count,
-            "eval_perplexity": math.exp(min(700.0, loss / count)),
-            "eval_unigram_cross_entropy": self.unigram,
-        }
-        if self.pairs:
-            part, (loss, correct, count) = self.objective.parts[1], self._sums(self.pairs, 1)
-            self.last |= {f"eval_{part}_loss": loss / count, f"eval_{part}_accuracy": correct / count}
-        return self.last
-
-    def _sums(self, slots: list[PackedBatch], part: int) -> list[float]:
-        """Loss, correct and count of a part of the objective, over all processes."""
-        sums = torch.zeros(3, dtype=torch.float64, device=self.place.device)
-        with torch.no_grad():
-            for slot in slots[self.place.rank :: self.place.world]:
-                out = self.objective(slot.to(self.place.device))
-                sums += torch.stack([out[name].reshape(-1)[part] for name in ("loss", "correct", "count")]).double()
-        return self.place.sum(sums)
-
-
-def unigram_cross_entropy(counts: np.ndarray, slots: list[PackedBatch]) -> float:
-    """Mean of -log q over the predicted labels of `slots`, q the add-one-smoothed frequencies `counts` [V]; nats."""
-    log_q = np.log(counts + 1.0) - np.log(counts.sum() + len(counts))
-    total, count = 0.0, 0
-    for slot in slots:
-        assert slot.predict_labels is not None and slot.predict_weight is not None
-        labels = slot.predict_labels[slot.predict_weight > 0].numpy()
-        total, count = total - float(log_q[labels].sum()), count + len(labels)
-    return total / count
-
-
 def open_record(cfg: Config, place: Place, out: Path) -> Record:
     """The run's record; trackers as asked for."""
     if not place.is_main:
@@ -319,10 +218,3 @@ def _introduce(cfg: Config, place: Place, model: Any, order: Order | PhasedOrder
         f"{order.steps_in(0)} steps an epoch",
         flush=True,
     )
-
-
-ORDERS: dict[str, Callable[..., Order]] = {
-    "segments": Order,
-    "nsp": functools.partial(PairOrder, "nsp"),
-    "sop": functools.partial(PairOrder, "sop"),
-}

@@ -5,7 +5,8 @@ import torch
 import yaml
 from transformers import AutoConfig
 
-from bertpipe.config import ModelConfig, preset_folder, read_preset
+from bertpipe.config import ModelConfig
+from bertpipe.config_files import preset_folder, read_preset
 from bertpipe.model import encoders
 
 SPECIAL_IDS = {"pad": 1, "unk": 3, "cls": 0, "sep": 2, "mask": 4}

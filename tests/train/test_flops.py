@@ -10,7 +10,7 @@ import transformers as tr
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bertpipe.config import read_preset
+from bertpipe.config_files import read_preset
 from bertpipe.data.batches import pack
 from bertpipe.model import encoders
 from bertpipe.model.objectives import MaskedLM

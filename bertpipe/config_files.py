@@ -1,0 +1,135 @@
+"""Settings from YAML files and flags, checked: unknown keys are refused with the nearest right name.
+
+Precedence: the defaults of config.py < YAML file(s) given with `--config` < `--section.key value` flags.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from bertpipe.config import Config
+from bertpipe.errors import ConfigError
+
+
+def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Config:
+    """Resolve the tree: defaults < `files` in order < `flags`, ("section.key", text) pairs.
+
+    Raises ConfigError naming the file or flag, the key and, for an unknown key, the nearest right one.
+    """
+    from jsonargparse import ArgumentError
+
+    trees = {path: _read_yaml(path) for path in files}
+    for path, tree in trees.items():
+        check_keys(tree, str(path))
+    for name, _ in flags:
+        section, _, key = name.partition(".")
+        check_keys({section: {key: None}} if key else {section: None}, f"--{name}")
+    argv = [part for path in files if trees[path] for part in ("--config", str(path))]
+    argv += [part for name, text in flags for part in (f"--{name}", text)]
+    try:
+        resolved = parser(Config.model_fields).parse_args(argv).as_dict()
+        resolved.pop("config")
+        return Config(**resolved)
+    except ArgumentError as error:
+        raise ConfigError(_plainly(str(error))) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{key}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _plainly(message: str) -> str:
+    """jsonargparse's message as `key: what is wrong, got value`, in one line."""
+    text = " ".join(message.split())
+    found = re.match(r'Parser key "(?P<key>[^"]+)": (?P<reason>.*?)\.? Got value: (?P<value>.*)', text)
+    if not found:
+        return re.sub(r"""^Parser key "([^"]+)": (Problem with given class_path '[^']+': )?""", r"\1: ", text)
+    reason = re.search(r"Input should be .*?(?= \[type=)", found["reason"])
+    return f"{found['key']}: {reason[0] if reason else found['reason']}, got {found['value']}"
+
+
+def parser(sections: Sequence[str] | dict[str, Any], **options: Any) -> Any:
+    """A jsonargparse parser of `--config` and the flags of some sections, with their docs as help."""
+    from jsonargparse import ArgumentParser
+
+    made = ArgumentParser(exit_on_error=False, print_config=None, **options)
+    made.add_argument("--config", action="config", help="YAML file with settings; may be given several times")
+    for name in sections:
+        made.add_class_arguments(Config.model_fields[name].annotation, name)
+    return made
+
+
+def check_keys(tree: Any, origin: str) -> None:
+    """ConfigError unless `tree` is {section: {key: ...}} with known names."""
+    if tree is None:
+        return
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{origin}: expected sections with settings, found {type(tree).__name__}")
+    for section, settings in tree.items():
+        _known(str(section), Config.model_fields, "section", origin)
+        if settings is None and not origin.startswith("--"):
+            raise ConfigError(f"{origin}: section {section} is empty; give it settings or remove it")
+        if settings is not None and not isinstance(settings, dict):
+            raise ConfigError(f"{origin}: {section} is a section; write its settings as {section}: {{key: value}}")
+        fields = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+        for key, value in (settings or {}).items():
+            _known(f"{section}.{key}", {f"{section}.{name}": None for name in fields}, "setting", origin)
+            if isinstance(value, bool) and "bool" not in str(fields[key].annotation):  # Python would take it for 0 or 1
+                raise ConfigError(f"{origin}: {section}.{key} is no yes/no setting, got {str(value).lower()}")
+
+
+def _known(name: str, names: Any, kind: str, origin: str) -> None:
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, 1, 0.5)
+    every = {f"{s}.{k}" for s, f in Config.model_fields.items() for k in f.annotation.model_fields}  # type: ignore
+    elsewhere = [other for other in sorted(every) if other.split(".")[1] == name.split(".")[-1]]
+    best = (elsewhere if elsewhere and not near else near or sorted(names)[:1])[0]
+    raise ConfigError(f"{origin}: unknown {kind} {name!r}; did you mean {best!r}?")
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Plain YAML, in which a key given twice is an error rather than a silent last word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        for position, (key, _) in enumerate(node.value):
+            if key.value in keys[:position]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return _OnceLoader(path.read_text(encoding="utf-8")).get_single_data()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+
+
+def preset_folder() -> Path:
+    """configs/model/, beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).parent
+    inside = package / "configs" / "model"
+    return inside if inside.is_dir() else package.parent / "configs" / "model"
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Fields of a model preset; ConfigError with the choices when there is none of that name."""
+    path = preset_folder() / f"{name}.yaml"
+    if not path.is_file():
+        choices = ", ".join(sorted(p.stem for p in preset_folder().glob("*.yaml")))
+        raise ConfigError(f"model.preset: {name!r} is not one of {choices}")
+    return _read_yaml(path)
