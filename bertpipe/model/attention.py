@@ -132,6 +132,7 @@ def packed_attention(
     scaling = size**-0.5 if scaling is None else scaling
     if key.shape[1] != heads:  # each head of keys and values serves several of queries (eurobert)
         key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rotary position numbers are fp32 and widen them
     spread = [
         _Relay.apply(x[0].transpose(0, 1).reshape(num_tokens, heads * size), packed_layout.spread, packed_layout.gather)
         for x in (query, key, value)
