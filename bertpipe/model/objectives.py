@@ -179,7 +179,7 @@ class SequenceLabel(Objective):
 
 @dataclass(frozen=True)
 class Row:
-    """A pretraining objective: what its slots hold (a key of train/pretrain.py's ORDERS), stock auto class, module."""
+    """A pretraining objective: what its slots hold (a key of train/samples.py's ORDERS), stock auto class, module."""
 
     order: str
     auto_class: str

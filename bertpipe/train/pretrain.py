@@ -26,7 +26,7 @@ from bertpipe.data.phases import PhasedOrder
 from bertpipe.data.shards import TokenShards
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders, kernels
-from bertpipe.model.objectives import OBJECTIVES, SentencePairs
+from bertpipe.model.objectives import OBJECTIVES, Objective, Row, SentencePairs
 from bertpipe.train import budget, extend, flops, loop
 from bertpipe.train.checkpoint import Checkpoints, save_model
 from bertpipe.train.evaluation import Evaluation
@@ -49,16 +49,9 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
         tokenizer.model_max_length = cfg.model.max_positions
     train = TokenShards(inputs["shards"], "train")
     row = OBJECTIVES[cfg.train.objective]
-    length, seed = cfg.train.sequence_length, cfg.train.seed
-    model = encoders.build(cfg.model, train.vocab_size, train.special_ids, length, seed, row.auto_class, added)
-    kernel = kernels.choose(model.config, place.device, place.precision)
-    kernels.settle(kernel, cfg.runtime.require_fast_attention, say=place.is_main)
-    encoders.make_packed(model, cfg.runtime.gradient_checkpointing, kernel.name)
-    objective = row.module(model, place.precision)
-    compiled = kernels.compiles(kernel, place.device, cfg.runtime.compile)
-    if compiled:
-        objective.compile()
-    evaluation = Evaluation(cfg, inputs["shards"], objective.to(place.device), place)
+    objective, kernel = _make_objective(cfg, row, train, added, place)
+    model = objective.model
+    evaluation = Evaluation(cfg, inputs["shards"], objective, place)
     begun = _begin(cfg, inputs, out, place) if cfg.train.extend_from else 0
     budgeted: dict[str, Any] = {}
     if cfg.train.budget is not None:
@@ -75,7 +68,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     optimizer = Optimizer(objective.model, recipe(cfg))
     order, source = open_source(cfg, row, train, out / "plans", place)
     if place.is_main:
-        _introduce(cfg, place, model, order, kernel.name + ", compiled" * compiled)
+        _introduce(cfg, place, model, order, kernel)
     tokens = phases.total_tokens(cfg.train)
     meter = flops.make_meter(model, place.device, place.precision, tokens // place.world, place.world)
     trace = Trace(out / "profile", cfg.runtime.profile) if cfg.runtime.profile and place.is_main else None
@@ -109,12 +102,27 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
             "train_seconds": round(speed.seconds, 1),
             **({"budget": budgeted} if budgeted else {}),
             **({"extended_after": begun} if begun else {}),
-            "attention": kernel.name,
-            "compiled": compiled,
+            "attention": kernel,
             **place.facts(),
             **evaluation.last,
         }
     place.barrier()
+
+
+def _make_objective(
+    cfg: Config, row: Row, shards: TokenShards, added: list[list[int]], place: Place
+) -> tuple[Objective, str]:
+    """What is trained, on its device, and the attention kernel it uses (", compiled" where it is)."""
+    length, seed = cfg.train.sequence_length, cfg.train.seed
+    model = encoders.build(cfg.model, shards.vocab_size, shards.special_ids, length, seed, row.auto_class, added)
+    kernel = kernels.choose(model.config, place.device, place.precision)
+    kernels.settle(kernel, cfg.runtime.require_fast_attention, say=place.is_main)
+    encoders.make_packed(model, cfg.runtime.gradient_checkpointing, kernel.name)
+    objective = row.module(model, place.precision).to(place.device)
+    compiled = kernels.compiles(kernel, place.device, cfg.runtime.compile)
+    if compiled:
+        objective.compile()
+    return objective, kernel.name + ", compiled" * compiled
 
 
 def check(cfg: Config) -> None:
