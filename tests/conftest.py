@@ -1,11 +1,14 @@
 """What several test files need: small real shards, the folder of real data, offline libraries."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
+# A shell's background job ignores Ctrl-C, and what it starts inherits that; the tests send it to real processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest

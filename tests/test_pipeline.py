@@ -171,7 +171,7 @@ def test_go_on_from_a_checkpoint(made, tmp_path):
         (["pretrain", "--optim.name", "sgd"], "optim.name: 'sgd' is not one of adamw, muon"),
         (["pretrain", "--optim.schedule", "wavy"], "optim.schedule: 'wavy' is not one of"),
         (["pretrain", "--masking.strategy", "vowels"], "masking.strategy: 'vowels' is not one of"),
-        (["pretrain", "--model.preset", "bert-huge"], "model.preset: 'bert-huge' is not one of bert-base"),
+        (["pretrain", "--model.preset", "bert-huge"], "model.preset: 'bert-huge' is not one of albert-base, bert-base"),
         (["pretrain", "--model.init", "/nowhere/at/all"], "model.init: there is no folder /nowhere/at/all"),
         (
             ["pretrain", "--model.overrides", "{hidden_sizee: 3}"],

@@ -35,7 +35,7 @@ def save(model, folder):
 
 
 def build(init, vocab_size=V, added=(), length=32, **options):
-    return encoders.build(ModelConfig(init=init, **options), vocab_size, SPECIAL_IDS, length, 0, added)
+    return encoders.build(ModelConfig(init=init, **options), vocab_size, SPECIAL_IDS, length, 0, added=added)
 
 
 def logits(model, ids, **more) -> torch.Tensor:
