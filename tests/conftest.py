@@ -7,8 +7,6 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
-# A shell's background job ignores Ctrl-C, and what it starts inherits that; the tests send it to real processes.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest
@@ -17,6 +15,9 @@ from bertpipe.data.shards import TokenShards, write_index, write_split
 
 VOCAB_SIZE = 200
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+
+# A shell's background job ignores Ctrl-C, and what it starts inherits that; the tests send it to real processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_shards(folder: Path, lengths: list[int], shard_tokens: int = 1000, seed: int = 0) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -108,7 +109,10 @@ def test_workers_end_with_their_parent(tmp_path, how):
             os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: to the whole group
         else:
             parent.kill()
-        # The workers hold the pipes' other ends too: this returns when the last of them is gone.
-        _, errors = parent.communicate(timeout=300)
+        try:  # the workers hold the pipes' other ends too: this returns when the last of them is gone
+            _, errors = parent.communicate(timeout=300)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(parent.pid, signal.SIGKILL)
     assert parent.returncode == (130 if how == "Ctrl-C" else -signal.SIGKILL)
     assert "Traceback" not in errors
