@@ -229,7 +229,9 @@ def limits(cfg: Config, facts: dict[str, Any]) -> list[str]:
     if is_number(tokens) and tokens < SMALL_TOKENS and not cfg.model.init:
         lines.append(f"Small: {tokens:,} tokens were seen in training, far fewer than by the published BERT models.")
     if is_number(gap):
-        meaning = "so it has learnt to use context" if gap >= 0.5 else "so it knows little beyond word frequencies"
+        meaning = "so it knows little beyond word frequencies"
+        if gap >= 0.1:
+            meaning = "so it has learnt to use context" if gap >= 1.5 else "so it has only begun to use context"
         side = "below" if gap >= 0 else "above"
         lines.append(f"Its hold-out loss lies {abs(gap):.2f} nats {side} the unigram cross-entropy, {meaning}.")
     lines.append(

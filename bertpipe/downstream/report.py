@@ -117,7 +117,7 @@ def verdict(figures: dict[str, Any]) -> str:
         return ""
     where = f"The hold-out loss is {loss:.2f} nats, {abs(gap):.2f} {'below' if gap >= 0 else 'above'} the unigram"
     where += f" cross-entropy of {loss + gap:.2f}"
-    if gap >= 0.5:
+    if gap >= 1.5:  # a BERT-mini that was 1.0 below still filled every blank with "the" (docs/results/enwiki.md)
         return f"{where}: the model reads context, not only word frequencies."
     if gap >= 0.1:
         return f"{where}: the model has begun to read context."
