@@ -25,10 +25,10 @@ from bertpipe.data.tokenizer import read_vocabulary
 from bertpipe.model import encoders
 from bertpipe.model.objectives import MaskedLM
 from bertpipe.train import pretrain
+from bertpipe.train.flops import MATMUL, count, time_matmul
 from bertpipe.train.optim import Optimizer, Recipe
 from bertpipe.train.place import Place
 
-MATMUL = (8192, 768, 3072)
 ASSUMED_MFU = 0.5
 GIB = 1 << 30
 COUNTED_VOCABULARY = 512  # of the models that activations are counted on; logits are reckoned
@@ -234,17 +234,9 @@ def model_flops(model: Any, tokens: int, sequence_length: int, predict_share: fl
     6 for each weight of a matrix product and each token it sees - the masked-LM head sees the predicted share alone -
     and 12 x width for each pair of positions and layer. Recomputation and padding count nothing.
     """
-    config = model.config
-    inside = {id(module) for module in model.base_model.modules()}
-    again = config.num_hidden_layers // getattr(config, "num_hidden_groups", config.num_hidden_layers)  # albert shares
-    encoder = head = 0
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            shared = again if "albert_layer" in name else 1
-            encoder += module.weight.numel() * shared * (id(module) in inside)
-            head += module.weight.numel() * (id(module) not in inside)
-    attention = 12 * config.num_hidden_layers * config.hidden_size * sequence_length
-    return float(tokens) * (6 * encoder + 6 * head * predict_share + attention)
+    counted = count(model)
+    per_sequence = counted.of(torch.tensor([sequence_length]), 0)
+    return tokens * per_sequence / sequence_length + 6.0 * counted.per_prediction * predict_share * tokens
 
 
 def _flops_of(cfg: Config, model: Any, part: phases.Part) -> float:
@@ -256,7 +248,7 @@ def _hours(
 ) -> list[str]:
     """Hours on this machine as one process, from a matrix product, or from slots of random tokens timed here."""
     if not measure:
-        rate = time_matmul(place)
+        rate = time_matmul(place.device, place.precision)
         return [
             f"hours    {flops / (rate * ASSUMED_MFU) / 3600:,.1f} on this machine as one process, evaluations and "
             f"checkpoints left out: assumes {ASSUMED_MFU:.0%} of the {rate / 1e12:.2f} TFLOP/s that a "
@@ -280,20 +272,6 @@ def _now(place: Place) -> float:
     if place.device.type == "cuda":
         torch.cuda.synchronize(place.device)
     return time.perf_counter()
-
-
-def time_matmul(place: Place) -> float:
-    """FLOPs a second of the best of three matrix products in the run's precision, after one to warm up."""
-    rows, inner, columns = MATMUL
-    dtype = torch.bfloat16 if place.precision == "bf16" else torch.float32
-    a = torch.randn(rows, inner, device=place.device, dtype=dtype)
-    b = torch.randn(inner, columns, device=place.device, dtype=dtype)
-    best = float("inf")
-    for _ in range(4):
-        started = _now(place)
-        a @ b
-        best = min(best, _now(place) - started)
-    return 2.0 * rows * inner * columns / best
 
 
 def time_slots(cfg: Config, place: Place, part: phases.Part, vocabulary: int) -> tuple[float, float]:
