@@ -257,8 +257,8 @@ def _hours(
     seconds, said = 0.0, []
     for part in parts:
         slot, update = time_slots(cfg, place, part, vocabulary)
-        count = phases.tokens_of(cfg.train, part) // part.slot_tokens
-        seconds += count * slot + (part.last - part.first) * update
+        slots = phases.tokens_of(cfg.train, part) // part.slot_tokens
+        seconds += slots * slot + (part.last - part.first) * update
         said.append(
             f"{slot:.3g} s a slot of {part.slot_tokens:,} ({part.sequence_length}) and {update:.3g} s an update"
         )
