@@ -141,20 +141,13 @@ class Gate:
 def trainer_side(connection: Any, table: Table, side: str) -> None:
     """Child process: a Trainer, tuned, then stepped through the gate."""
     import baseline
-    import datasets
     import torch
     import transformers as tr
 
-    from bertpipe.data.shards import TokenShards
     from bertpipe.model import encoders
 
-    tr.logging.set_verbosity_error()
-    torch.set_num_threads(table.threads)
     plain = side == "run_mlm"
-    cfg, shards = table.config(0.1 if plain else table.dropout), TokenShards(table.data.shards, "train")
-    model = encoders.build(cfg.model, shards.vocab_size, shards.special_ids, table.length, cfg.train.seed)
-    dataset = datasets.load_from_disk(table.rows)
-    collator = baseline.make_collator(tr.AutoTokenizer.from_pretrained(table.data.tokenizer))
+    cfg = table.config(0.1 if plain else table.dropout)
     setup = baseline.Setup(
         length=table.length,
         rows_per_step=table.tokens_per_step // table.length,
@@ -164,16 +157,18 @@ def trainer_side(connection: Any, table: Table, side: str) -> None:
         steps=cfg.train.steps,
     )
     attentions = ("sdpa",) if plain else ("sdpa", "eager")
-    setup, trials = baseline.tune(model, dataset, collator, setup, attentions, table.compiling and not plain)
-    text = 1 - float(dataset.with_format("numpy")[:]["special_tokens_mask"].mean())
-    trainer = baseline.make_trainer(model, dataset, collator, setup, table.work / side)
+    compiling = table.compiling and not plain
+    trainer, setup, trials = baseline.set_up(
+        cfg, table.data, table.rows, setup, table.work / side, attentions, compiling
+    )
+    text = 1 - float(trainer.train_dataset.with_format("numpy")[:]["special_tokens_mask"].mean())
 
     def totals() -> dict[str, float]:
         tokens, predicted = float(trainer.tokens), float(trainer.predicted)
         return {"places": trainer.places, "tokens": tokens, "text_tokens": tokens * text, "predicted": predicted}
 
     facts = dataclasses.asdict(setup) | {"trials": trials, "threads": torch.get_num_threads()}
-    gate = Gate(connection, table, totals, facts | {"parameters": encoders.count_parameters(model)})
+    gate = Gate(connection, table, totals, facts | {"parameters": encoders.count_parameters(trainer.model)})
 
     class Boundaries(tr.TrainerCallback):
         def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
