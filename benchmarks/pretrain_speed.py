@@ -14,8 +14,9 @@ The micro-batch of both Trainers is swept. Each side is a process of its own tha
 measured; a round measures each in turn, from one finished optimizer step to another, data and update included. Real
 tokens are counted: padding isn't, special tokens are (ours has two a sequence, run_mlm's rows two a document, so
 `text_tokens_per_second`, in the file, is the harsher figure for us). A ratio is the median over the rounds of the two
-sides' tokens/s within a round. Prints a table and writes results/pretrain_speed-<date>.json, with one key
-`ratio_<model>_<length>_vs_<side>` a ratio. Text: Wikipedia of BERTPIPE_DATA, else the installed packages' docstrings.
+sides' tokens/s within a round. Prints a table each, at last all ratios as Markdown for the README, and writes
+results/pretrain_speed-<date>.json, with one key `ratio_<model>_<length>_vs_<side>` a ratio. Text: Wikipedia of
+BERTPIPE_DATA, else the installed packages' docstrings.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from bertpipe.config_files import read_preset
 
 TABLES = ("bert-base@128", "bert-base@512", "bert-mini@128")
 SIDES = ("run_mlm", "trainer_best", "bertpipe")
+ROUNDS, LONG_ROUNDS = 5, 3  # the latter for a large model at length 512 or more, whose round takes 40 s on 2 cores
 LARGE = 40e6  # encoder weights above which a measurement is one step of 4,096 tokens, not two of 8,192
 
 
@@ -296,9 +298,8 @@ def _settled(facts: dict[str, Any]) -> str:
 
 def run_table(table: Table) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure all sides; returns the table's facts and its ratios by key."""
-    print(
-        f"\n{table.name}@{table.length}, {table.tokens_per_step:,} tokens a step, {table.threads} threads", flush=True
-    )
+    shape = f"{table.tokens_per_step:,} tokens a step, {table.threads} threads, medians of {table.rounds} rounds"
+    print(f"\n{table.name}@{table.length}, {shape}", flush=True)
     sides = list[Side]()
     try:
         for name in SIDES:  # each tunes and warms up with the machine to itself
@@ -348,6 +349,16 @@ def _show(table: Table, facts: dict[str, Any], ratios: dict[str, Any]) -> None:
         f"matmul's {matmul:,.1f} G{card}; fill {ours['fill']:.2%}, data {ours['data_share']['median']:.2%} of the time",
         flush=True,
     )
+
+
+def summarise(results: dict[str, Any], ratios: dict[str, Any]) -> str:
+    """All ratios as a Markdown table, the one of the README: medians of the rounds (lowest - highest)."""
+    lines = ["| | rounds | Trainer as run_mlm sets it | Trainer at its best |", "|---|---:|---:|---:|"]
+    for name, table in results.items():
+        found = [ratios[f"ratio_{name.replace('@', '_')}_vs_{side}"] for side in SIDES[:-1]]
+        cells = [f"{ratio['median']:.1f} x ({ratio['min']:.1f} - {ratio['max']:.1f})" for ratio in found]
+        lines.append(f"| {name} | {table['rounds']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def make_family(family: str, preset: str, data: Data, length: int, folder: Path) -> Path:
@@ -408,7 +419,7 @@ def tables(options: argparse.Namespace, data: Data, work: Path) -> Iterator[Tabl
             slot_tokens=slot,
             steps=options.steps or (1 if large else 2),
             warmup=options.warmup,
-            rounds=options.rounds,
+            rounds=options.rounds or (LONG_ROUNDS if large and length >= 512 else ROUNDS),
             dropout=options.dropout,
             threads=options.threads,
             device=options.device,
@@ -425,7 +436,7 @@ def read_options() -> argparse.Namespace:
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reader.add_argument("tables", nargs="*", default=TABLES, help="PRESET@LENGTH ...: a file of configs/model/")
     reader.add_argument("--family", help="another model family with the sizes of the BERT preset, e.g. roberta")
-    reader.add_argument("--rounds", type=int, default=5)
+    reader.add_argument("--rounds", type=int, help=f"{ROUNDS}; {LONG_ROUNDS} for a large model at length 512 or more")
     reader.add_argument("--steps", type=int, help="optimizer steps of one measurement")
     reader.add_argument("--warmup", type=int, default=1, help="optimizer steps of each side before the first round")
     reader.add_argument("--tokens-per-step", type=int, help="4,096 for base and large, else 8,192")
@@ -452,6 +463,7 @@ def main() -> None:
         for table in tables(options, data, Path(folder)):
             results[f"{table.name}@{table.length}"], found = run_table(table)
             ratios |= found
+    print(f"\n{summarise(results, ratios)}")
     facts = {"threads": options.threads, "device": options.device, "text": data.source}
     facts |= {key: ratio["median"] for key, ratio in ratios.items()}
     facts |= {"ratio_spreads": ratios, "tables": results, "wall_seconds": round(time.monotonic() - started, 1)}

@@ -41,6 +41,9 @@ def test_pretrain_speed_compares_equal_work(tmp_path):
         pairs = [mine / theirs for mine, theirs in zip(ours, sides[name]["tokens_per_second"]["values"], strict=True)]
         assert result[f"ratio_bert-tiny_32_vs_{name}"] == pytest.approx(sum(pairs) / 2, rel=1e-4)
         assert name in printed
+    ratios = [f"{result[f'ratio_bert-tiny_32_vs_{name}']:.1f} x" for name in ("run_mlm", "trainer_best")]
+    (row,) = [line for line in printed.splitlines() if line.startswith("| bert-tiny@32 | 2 |")]
+    assert all(ratio in cell for ratio, cell in zip(ratios, row.split("|")[3:5], strict=True))
     run_mlm, best = sides["run_mlm"], sides["trainer_best"]
     assert run_mlm["precision"] == "fp32" and run_mlm["attention"] == "sdpa"
     assert best["precision"] == sides["bertpipe"]["precision"]
