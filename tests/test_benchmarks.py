@@ -67,3 +67,14 @@ def test_time_to_loss_runs_both_sides_to_one_loss(tmp_path):
         first = run_["curve"][0]
         assert first["step"] == plain[side]["curve"][0]["step"] == 10
         assert first["loss"] < plain[side]["curve"][0]["loss"] - 0.1, "word frequencies are known from the start"
+
+
+@pytest.mark.slow
+def test_processes_speed_times_the_same_steps_on_one_and_two(tmp_path):
+    result, printed = run("processes_speed.py", tmp_path, "--quick")
+    one, two = result["sides"]["one"], result["sides"]["two"]
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert "pretrain: 1 process(es) x 1 thread(s)" in printed and "pretrain: 2 process(es) x 1 thread(s)" in printed
+    assert one["tokens"] == two["tokens"] and all(0.95 * 2048 < tokens <= 2048 for tokens in one["tokens"])
+    pairs = [a / b for a, b in zip(one["step_seconds"]["values"], two["step_seconds"]["values"], strict=True)]
+    assert len(pairs) == 2 and result["ratio_two_processes_vs_one"] == pytest.approx(sum(pairs) / 2, rel=1e-4)
