@@ -19,7 +19,10 @@ import torch
 import transformers as tr
 from common import Data
 
+from bertpipe.config import Config
 from bertpipe.data.corpus import read_documents
+from bertpipe.data.shards import TokenShards
+from bertpipe.model import encoders
 
 MASK_PROBABILITY = 0.15
 COLUMNS = ["input_ids", "special_tokens_mask"]  # all that a model and the collator need of a full row
@@ -120,6 +123,30 @@ def make_trainer(model: Any, dataset: Any, collator: Any, setup: Setup, folder: 
         seed=setup.seed,
     )
     return CountingTrainer(model, arguments, train_dataset=dataset, data_collator=collator)
+
+
+def set_up(
+    cfg: Config,
+    data: Data,
+    rows: Path,
+    setup: Setup,
+    folder: Path,
+    attentions: tuple[str, ...] = ("sdpa", "eager"),
+    compiling: bool = False,
+) -> tuple[CountingTrainer, Setup, list[dict[str, Any]]]:
+    """In a process of its own: a tuned Trainer of the model that `cfg` describes, on grouped `rows`.
+
+    Returns it with what `tune` settled and tried.
+    """
+    tr.logging.set_verbosity_error()
+    assert cfg.runtime.threads is not None
+    torch.set_num_threads(cfg.runtime.threads)
+    shards = TokenShards(data.shards, "train")
+    model = encoders.build(cfg.model, shards.vocab_size, shards.special_ids, setup.length, cfg.train.seed)
+    dataset = datasets.load_from_disk(rows)
+    collator = make_collator(tr.AutoTokenizer.from_pretrained(data.tokenizer))
+    setup, trials = tune(model, dataset, collator, setup, attentions, compiling)
+    return make_trainer(model, dataset, collator, setup, folder), setup, trials
 
 
 def tune(

@@ -14,8 +14,9 @@ The micro-batch of both Trainers is swept. Each side is a process of its own tha
 measured; a round measures each in turn, from one finished optimizer step to another, data and update included. Real
 tokens are counted: padding isn't, special tokens are (ours has two a sequence, run_mlm's rows two a document, so
 `text_tokens_per_second`, in the file, is the harsher figure for us). A ratio is the median over the rounds of the two
-sides' tokens/s within a round. Prints a table and writes results/pretrain_speed-<date>.json, with one key
-`ratio_<model>_<length>_vs_<side>` a ratio. Text: Wikipedia of BERTPIPE_DATA, else the installed packages' docstrings.
+sides' tokens/s within a round. Prints a table each, at last all ratios as Markdown for the README, and writes
+results/pretrain_speed-<date>.json, with one key `ratio_<model>_<length>_vs_<side>` a ratio. Text: Wikipedia of
+BERTPIPE_DATA, else the installed packages' docstrings.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from bertpipe.config_files import read_preset
 
 TABLES = ("bert-base@128", "bert-base@512", "bert-mini@128")
 SIDES = ("run_mlm", "trainer_best", "bertpipe")
+ROUNDS, LONG_ROUNDS = 5, 3  # the latter for a large model at length 512 or more, whose round takes 40 s on 2 cores
 LARGE = 40e6  # encoder weights above which a measurement is one step of 4,096 tokens, not two of 8,192
 
 
@@ -141,20 +143,13 @@ class Gate:
 def trainer_side(connection: Any, table: Table, side: str) -> None:
     """Child process: a Trainer, tuned, then stepped through the gate."""
     import baseline
-    import datasets
     import torch
     import transformers as tr
 
-    from bertpipe.data.shards import TokenShards
     from bertpipe.model import encoders
 
-    tr.logging.set_verbosity_error()
-    torch.set_num_threads(table.threads)
     plain = side == "run_mlm"
-    cfg, shards = table.config(0.1 if plain else table.dropout), TokenShards(table.data.shards, "train")
-    model = encoders.build(cfg.model, shards.vocab_size, shards.special_ids, table.length, cfg.train.seed)
-    dataset = datasets.load_from_disk(table.rows)
-    collator = baseline.make_collator(tr.AutoTokenizer.from_pretrained(table.data.tokenizer))
+    cfg = table.config(0.1 if plain else table.dropout)
     setup = baseline.Setup(
         length=table.length,
         rows_per_step=table.tokens_per_step // table.length,
@@ -164,16 +159,18 @@ def trainer_side(connection: Any, table: Table, side: str) -> None:
         steps=cfg.train.steps,
     )
     attentions = ("sdpa",) if plain else ("sdpa", "eager")
-    setup, trials = baseline.tune(model, dataset, collator, setup, attentions, table.compiling and not plain)
-    text = 1 - float(dataset.with_format("numpy")[:]["special_tokens_mask"].mean())
-    trainer = baseline.make_trainer(model, dataset, collator, setup, table.work / side)
+    compiling = table.compiling and not plain
+    trainer, setup, trials = baseline.set_up(
+        cfg, table.data, table.rows, setup, table.work / side, attentions, compiling
+    )
+    text = 1 - float(trainer.train_dataset.with_format("numpy")[:]["special_tokens_mask"].mean())
 
     def totals() -> dict[str, float]:
         tokens, predicted = float(trainer.tokens), float(trainer.predicted)
         return {"places": trainer.places, "tokens": tokens, "text_tokens": tokens * text, "predicted": predicted}
 
     facts = dataclasses.asdict(setup) | {"trials": trials, "threads": torch.get_num_threads()}
-    gate = Gate(connection, table, totals, facts | {"parameters": encoders.count_parameters(model)})
+    gate = Gate(connection, table, totals, facts | {"parameters": encoders.count_parameters(trainer.model)})
 
     class Boundaries(tr.TrainerCallback):
         def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
@@ -301,9 +298,8 @@ def _settled(facts: dict[str, Any]) -> str:
 
 def run_table(table: Table) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure all sides; returns the table's facts and its ratios by key."""
-    print(
-        f"\n{table.name}@{table.length}, {table.tokens_per_step:,} tokens a step, {table.threads} threads", flush=True
-    )
+    shape = f"{table.tokens_per_step:,} tokens a step, {table.threads} threads, medians of {table.rounds} rounds"
+    print(f"\n{table.name}@{table.length}, {shape}", flush=True)
     sides = list[Side]()
     try:
         for name in SIDES:  # each tunes and warms up with the machine to itself
@@ -353,6 +349,16 @@ def _show(table: Table, facts: dict[str, Any], ratios: dict[str, Any]) -> None:
         f"matmul's {matmul:,.1f} G{card}; fill {ours['fill']:.2%}, data {ours['data_share']['median']:.2%} of the time",
         flush=True,
     )
+
+
+def summarise(results: dict[str, Any], ratios: dict[str, Any]) -> str:
+    """All ratios as a Markdown table, the one of the README: medians of the rounds (lowest - highest)."""
+    lines = ["| | rounds | Trainer as run_mlm sets it | Trainer at its best |", "|---|---:|---:|---:|"]
+    for name, table in results.items():
+        found = [ratios[f"ratio_{name.replace('@', '_')}_vs_{side}"] for side in SIDES[:-1]]
+        cells = [f"{ratio['median']:.1f} x ({ratio['min']:.1f} - {ratio['max']:.1f})" for ratio in found]
+        lines.append(f"| {name} | {table['rounds']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def make_family(family: str, preset: str, data: Data, length: int, folder: Path) -> Path:
@@ -413,7 +419,7 @@ def tables(options: argparse.Namespace, data: Data, work: Path) -> Iterator[Tabl
             slot_tokens=slot,
             steps=options.steps or (1 if large else 2),
             warmup=options.warmup,
-            rounds=options.rounds,
+            rounds=options.rounds or (LONG_ROUNDS if large and length >= 512 else ROUNDS),
             dropout=options.dropout,
             threads=options.threads,
             device=options.device,
@@ -430,7 +436,7 @@ def read_options() -> argparse.Namespace:
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reader.add_argument("tables", nargs="*", default=TABLES, help="PRESET@LENGTH ...: a file of configs/model/")
     reader.add_argument("--family", help="another model family with the sizes of the BERT preset, e.g. roberta")
-    reader.add_argument("--rounds", type=int, default=5)
+    reader.add_argument("--rounds", type=int, help=f"{ROUNDS}; {LONG_ROUNDS} for a large model at length 512 or more")
     reader.add_argument("--steps", type=int, help="optimizer steps of one measurement")
     reader.add_argument("--warmup", type=int, default=1, help="optimizer steps of each side before the first round")
     reader.add_argument("--tokens-per-step", type=int, help="4,096 for base and large, else 8,192")
@@ -457,6 +463,7 @@ def main() -> None:
         for table in tables(options, data, Path(folder)):
             results[f"{table.name}@{table.length}"], found = run_table(table)
             ratios |= found
+    print(f"\n{summarise(results, ratios)}")
     facts = {"threads": options.threads, "device": options.device, "text": data.source}
     facts |= {key: ratio["median"] for key, ratio in ratios.items()}
     facts |= {"ratio_spreads": ratios, "tables": results, "wall_seconds": round(time.monotonic() - started, 1)}

@@ -167,20 +167,9 @@ def initialise_bias(model: Any, data: Data) -> None:
 def trainer_run(connection: Any, task: Task) -> None:
     """Child process: Trainer at one learning rate."""
     import baseline
-    import datasets
-    import torch
     import transformers as tr
 
-    from bertpipe.data.shards import TokenShards
-    from bertpipe.model import encoders
-
     assert task.lr is not None
-    tr.logging.set_verbosity_error()
-    torch.set_num_threads(task.threads)
-    cfg, shards = task.config(), TokenShards(task.data.shards, "train")
-    model = encoders.build(cfg.model, shards.vocab_size, shards.special_ids, task.length, cfg.train.seed)
-    dataset = datasets.load_from_disk(task.rows)
-    collator = baseline.make_collator(tr.AutoTokenizer.from_pretrained(task.data.tokenizer))
     setup = baseline.Setup(
         length=task.length,
         rows_per_step=task.tokens_per_step // task.length,
@@ -191,19 +180,18 @@ def trainer_run(connection: Any, task: Task) -> None:
         warmup_steps=task.warmup_steps,
         schedule="constant_with_warmup",
     )
-    setup, _ = baseline.tune(model, dataset, collator, setup, ("sdpa", "eager"), compiling=False)
+    watch = Watch(connection, task, freeze(task)[0])  # before the Trainer, whose own seed its masks are drawn from
+    trainer, _, _ = baseline.set_up(task.config(), task.data, task.rows, setup, task.work)
     if task.bias:
-        initialise_bias(model, task.data)
-    watch = Watch(connection, task, freeze(task)[0])
+        initialise_bias(trainer.model, task.data)
 
     class Boundaries(tr.TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             watch.start()
 
         def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
-            watch.boundary(model, state.global_step)
+            watch.boundary(trainer.model, state.global_step)
 
-    trainer = baseline.make_trainer(model, dataset, collator, setup, task.work)
     trainer.add_callback(Boundaries())
     trainer.train()
 

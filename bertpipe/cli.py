@@ -1,13 +1,17 @@
 """The `bertpipe` command: bertpipe COMMAND [--config FILE] [--section.key value].
 
-Parses before anything heavy is imported. A user's mistake is one line and exit code 2; Ctrl-C is 130.
+Parses before anything heavy is imported. Exit codes: 0 done; 2 a user's mistake, in one line; 130 Ctrl-C or SIGTERM;
+1 a mistake of ours, with its traceback. Under torchrun and accelerate each process has them; a launcher itself ends
+with 1 whenever one of its processes did not end with 0.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from bertpipe import __version__, artifact
@@ -34,36 +38,46 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run a command; returns the exit code. One of several processes ends here, at once.
+
+    Taking its group down would wait for the others, and the interpreter's own end races with gloo's threads: one that
+    lets go of a tensor in that moment aborts the process, after all work is done (seen once in some hundred runs).
+    Records, trackers and loader workers have been closed by then, by those who opened them.
+    """
     try:
-        return _leave(_main(argv))
+        code = _guarded(sys.argv[1:] if argv is None else argv)
+    except Exception:  # a mistake of ours
+        if not several_processes():
+            raise
+        traceback.print_exc()
+        code = 1
+    if several_processes():
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _guarded(argv: list[str]) -> int:
+    """Run a command; what the user did becomes one line and an exit code."""
+    try:
+        code = _main(argv)
+        sys.stdout.flush()
+        return code
     except BertpipeError as error:
         print(f"bertpipe: {error}", file=sys.stderr)
-        return _leave(2)
+        return 2
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder that can't be written
         print(f"bertpipe: {error}", file=sys.stderr)
-        return _leave(2)
+        return 2
     except KeyboardInterrupt:
         if is_main():
             print("bertpipe: interrupted; the same command goes on from here", file=sys.stderr)
-        return _leave(130)
-
-
-def _leave(code: int) -> int:
-    """Return `code`; one of several processes ends at once.
-
-    Taking its group down would wait for the others, and the interpreter's own end races with gloo's threads: one that
-    lets go of a tensor in that moment aborts the process, after all work is done (seen once in some hundred runs).
-    """
-    if several_processes():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+        return 130
 
 
 def _main(argv: list[str]) -> int:
@@ -199,6 +213,7 @@ def _help() -> str:
             *lines,
             "",
             "bertpipe COMMAND --help lists a command's settings. Flags override files, files override defaults.",
+            "Exit codes: 0 done, 2 a mistake in what was asked for, 130 interrupted, 1 anything else.",
         ]
     )
 

@@ -9,7 +9,8 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -41,18 +42,58 @@ def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Conf
         raise ConfigError(_plainly(str(error))) from None
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{key}: {first['msg']}, got {first['input']!r}") from None
+        place = first["loc"]
+        key, reason = ".".join(map(str, place)), first["msg"]
+        if len(place) > 2 and isinstance(place[2], str):  # pydantic's word on the first of several types
+            section, name = str(place[0]), str(place[1])
+            key, reason = f"{section}.{name}", allowed(section, name)
+        raise ConfigError(f"{key}: {reason}, got {first['input']!r}") from None
 
 
 def _plainly(message: str) -> str:
     """jsonargparse's message as `key: what is wrong, got value`, in one line."""
     text = " ".join(message.split())
-    found = re.match(r'Parser key "(?P<key>[^"]+)": (?P<reason>.*?)\.? Got value: (?P<value>.*)', text)
+    found = re.match(r'Parser key "(?P<key>[^"]+)": (?P<reason>Does not .*) Given value: (?P<value>.*)', text)
+    found = found or re.match(r'Parser key "(?P<key>[^"]+)": (?P<reason>.*?)\.? Got value: (?P<value>.*)', text)
     if not found:
         return re.sub(r"""^Parser key "([^"]+)": (Problem with given class_path '[^']+': )?""", r"\1: ", text)
-    reason = re.search(r"Input should be .*?(?= \[type=)", found["reason"])
-    return f"{found['key']}: {reason[0] if reason else found['reason']}, got {found['value']}"
+    key, reason = found["key"], found["reason"]
+    if limit := re.search(r"Input should be .*?(?= \[type=)", reason):
+        reason = limit[0]
+    elif reason.startswith(("Expected a ", "Does not validate against any")):
+        reason = allowed(*key.split(".")[:2])
+    return f"{key}: {reason}, got {found['value']}"
+
+
+def allowed(section: str, key: str) -> str:
+    """What a setting may be, in words: `must be true, false or auto`."""
+    fields = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+    *others, last = dict.fromkeys(_kinds(fields[key].annotation))
+    return f"must be {', '.join(others)} or {last}" if others else f"must be {last}"
+
+
+def _kinds(annotation: Any) -> list[str]:
+    """The values or kinds of value of a type, as YAML has them."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kinds(inside[0])
+    if origin in (Union, UnionType):
+        return [kind for one in inside for kind in _kinds(one)]
+    if origin is Literal:
+        return [str(value) for value in inside]
+    return KINDS.get(origin or annotation, ["something else"])
+
+
+KINDS = {
+    bool: ["true", "false"],
+    int: ["a whole number"],
+    float: ["a number"],
+    str: ["text"],
+    list: ["a list"],
+    tuple: ["a list"],
+    dict: ["a mapping"],
+    type(None): ["null"],
+}
 
 
 def parser(sections: Sequence[str] | dict[str, Any], **options: Any) -> Any:

@@ -41,6 +41,9 @@ def test_pretrain_speed_compares_equal_work(tmp_path):
         pairs = [mine / theirs for mine, theirs in zip(ours, sides[name]["tokens_per_second"]["values"], strict=True)]
         assert result[f"ratio_bert-tiny_32_vs_{name}"] == pytest.approx(sum(pairs) / 2, rel=1e-4)
         assert name in printed
+    ratios = [f"{result[f'ratio_bert-tiny_32_vs_{name}']:.1f} x" for name in ("run_mlm", "trainer_best")]
+    (row,) = [line for line in printed.splitlines() if line.startswith("| bert-tiny@32 | 2 |")]
+    assert all(ratio in cell for ratio, cell in zip(ratios, row.split("|")[3:5], strict=True))
     run_mlm, best = sides["run_mlm"], sides["trainer_best"]
     assert run_mlm["precision"] == "fp32" and run_mlm["attention"] == "sdpa"
     assert best["precision"] == sides["bertpipe"]["precision"]
@@ -64,3 +67,14 @@ def test_time_to_loss_runs_both_sides_to_one_loss(tmp_path):
         first = run_["curve"][0]
         assert first["step"] == plain[side]["curve"][0]["step"] == 10
         assert first["loss"] < plain[side]["curve"][0]["loss"] - 0.1, "word frequencies are known from the start"
+
+
+@pytest.mark.slow
+def test_processes_speed_times_the_same_steps_on_one_and_two(tmp_path):
+    result, printed = run("processes_speed.py", tmp_path, "--quick")
+    one, two = result["sides"]["one"], result["sides"]["two"]
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert "pretrain: 1 process(es) x 1 thread(s)" in printed and "pretrain: 2 process(es) x 1 thread(s)" in printed
+    assert one["tokens"] == two["tokens"] and all(0.95 * 2048 < tokens <= 2048 for tokens in one["tokens"])
+    pairs = [a / b for a, b in zip(one["step_seconds"]["values"], two["step_seconds"]["values"], strict=True)]
+    assert len(pairs) == 2 and result["ratio_two_processes_vs_one"] == pytest.approx(sum(pairs) / 2, rel=1e-4)

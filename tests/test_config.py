@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertpipe.config import Config, RuntimeConfig
-from bertpipe.config_files import check_keys, read_config
+from bertpipe.config_files import allowed, check_keys, read_config
 from bertpipe.errors import ConfigError
 
 
@@ -53,7 +53,13 @@ def test_a_resolved_config_reads_back_the_same(tmp_path):
         ("train:", [], r"c.yaml: section train is empty"),
         ("", [("optim.lr", "fast")], r"optim.lr"),
         ("optim: {lr: .nan}", [], r"optim.lr"),
-        ("corpus: {on_error: ignore}", [], r"corpus.on_error"),
+        ("corpus: {on_error: ignore}", [], r"^corpus.on_error: must be raise or skip, got ignore$"),
+        ("runtime: {compile: maybe}", [], r"^runtime.compile: must be true, false or auto, got maybe$"),
+        ("runtime: {compile: null}", [], r"^runtime.compile: must be true, false or auto, got None$"),
+        ("", [("runtime.compile", "2")], r"^runtime.compile: must be true, false or auto, got 2$"),
+        ("", [("finetune.seeds", "[a]")], r"^finetune.seeds: must be a whole number or a list, got \['a'\]$"),
+        ("finetune: {dropout: x}", [], r"^finetune.dropout: must be a number or null, got x$"),
+        ("finetune: {dropout: 2}", [], r"^finetune.dropout: Input should be less than 1, got 2.0$"),
         ("train: 3", [], r"train is a section"),
         ("- a\n- b", [], r"expected sections"),
         ("train: {steps: 3", [], r"c.yaml:\d+: not valid YAML"),
@@ -86,6 +92,13 @@ def test_every_setting_has_a_doc():
     for name, section in Config.model_fields.items():
         for key, field in section.annotation.model_fields.items():
             assert field.description, f"{name}.{key}"
+
+
+def test_every_type_of_a_setting_has_words():
+    """A setting of a new type would be refused with words that say nothing."""
+    for name, section in Config.model_fields.items():
+        for key in section.annotation.model_fields:
+            assert "something else" not in allowed(name, key), f"{name}.{key}"
 
 
 def test_a_section_can_not_be_changed():

@@ -289,6 +289,42 @@ def test_wandb_without_a_key_records_offline_and_says_how_to_upload(made, tmp_pa
     assert len(losses(only(tmp_path / "runs", "pretrain"))) == 6
 
 
+ONE_OF_TWO = """
+import atexit, os, sys
+from bertpipe import cli
+
+atexit.register(print, "the interpreter's own end")
+if sys.argv[1] == "broken":
+    cli._plan = lambda pipeline: 1 / 0
+raise SystemExit(cli.main(sys.argv[1:] if sys.argv[1] != "broken" else ["plan"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "printed", "said"),
+    [
+        (["--version"], 0, "bertpipe ", ""),
+        (["corpus"], 2, "", "bertpipe: corpus runs in one process; launch several for pretrain and finetune only\n"),
+        (["broken"], 1, "", "ZeroDivisionError"),
+    ],
+)
+def test_one_of_several_processes_ends_at_once_with_all_said(tmp_path, arguments, code, printed, said):
+    """Output flushed, the exit code kept, and nothing of the interpreter's end, which races with gloo's threads."""
+    for world, tidied in (("1", True), ("2", False)):
+        if world == "1" and code == 2:
+            continue  # the mistake is to launch several
+        done = subprocess.run(
+            [sys.executable, "-c", ONE_OF_TWO, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"WORLD_SIZE": world, "RANK": "0", "PYTHONPATH": str(Path(__file__).parents[1])},
+            timeout=60,
+        )
+        assert done.returncode == code and printed in done.stdout and said in done.stderr, done
+        assert ("the interpreter's own end" in done.stdout) == tidied
+
+
 def test_finetuning_needs_a_tokenizer_beside_the_checkpoint(made, tmp_path):
     """transformers makes an empty tokenizer where there is none, and every word would be unknown."""
     folder, arguments, _ = made

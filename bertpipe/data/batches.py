@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -258,8 +258,11 @@ def _ignore_signals(worker: int) -> None:
 
 def load(
     source: StepSource, steps: range, first: int, last: int, workers: int, pin: bool
-) -> Iterator[list[PackedBatch]]:
-    """Slots first .. last - 1 of each of `steps`, prepared ahead by `workers` processes (0: in line)."""
+) -> Generator[list[PackedBatch], None, None]:
+    """Slots first .. last - 1 of each of `steps`, prepared ahead by `workers` processes (0: in line).
+
+    Closing it ends the workers.
+    """
     yield from DataLoader(
         _Steps(source, first, last),
         batch_size=None,

@@ -95,18 +95,25 @@ def pretraining(folder: Path, counts: dict[str, Any]) -> dict[str, Any]:
         "mask_token": tokens.get("mask_token"),
         "max_positions": config.get("max_position_embeddings"),
     }
+    pair = next((name for name in PAIR_PARTS if train and f"{name}_loss" in train[-1]), None)
+    more = (f"{pair}_loss", f"{pair}_accuracy") if pair else ()
+    held = tuple(f"eval_{key}" for key in more)
     return {
         "pretrain": figures,
         "model": shape,
         "curves": {
-            "train": columns(train, ("step", "tokens", "loss", "accuracy", "lr", "grad_norm", "fill")),
-            "eval": columns([row for row in metrics if "eval_loss" in row], EVAL_KEYS),
+            "train": columns(train, TRAIN_KEYS + more),
+            "eval": columns([row for row in metrics if "eval_loss" in row], EVAL_KEYS + held),
             "speed": columns(speed, SPEED_KEYS),
             "steps_per_point": block_size(len(train)),
+            "pair": pair,
         },
     }
 
 
+PAIR_PARTS = ("nsp", "sop")
+"""Names of the second part of an objective on sentence pairs; the first is mlm."""
+TRAIN_KEYS = ("step", "tokens", "loss", "mlm_loss", "accuracy", "lr", "grad_norm", "fill")
 SPEED_KEYS = ("step", "seconds", "tokens_per_second", "data_wait_share", "memory_bytes", "mfu")
 EVAL_KEYS = ("step", "eval_loss", "eval_accuracy", "eval_perplexity", "eval_unigram_cross_entropy")
 

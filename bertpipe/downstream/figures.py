@@ -6,6 +6,7 @@ Roles: accent, faint (accent, see-through), ink, muted.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from bertpipe.downstream.facts import is_number
@@ -85,7 +86,8 @@ def _training(curves: dict[str, Any], config: dict[str, Any]) -> dict[str, Figur
     span = {"range": [0, steps[-1]]}  # markers would widen some plots' axes beyond their neighbours'
     figures: dict[str, Figure] = {}
     if "loss" in train:
-        data = _noisy(steps, train["loss"], ":.3f", "nats")
+        # of several parts `loss` is the sum, and the hold-out's is the masked-LM part alone
+        data = _noisy(steps, train.get("mlm_loss", train["loss"]), ":.3f", "nats")
         data += _held_out(held, "eval_loss", held.get("eval_loss", []), ":.3f", "nats")
         floor = [value for value in held.get("eval_unigram_cross_entropy", []) if value is not None]
         if floor:
@@ -97,6 +99,8 @@ def _training(curves: dict[str, Any], config: dict[str, Any]) -> dict[str, Figur
         data = _noisy(steps, _percent(train["accuracy"]), ":.1f", "%")
         data += _held_out(held, "eval_accuracy", _percent(held.get("eval_accuracy", [])), ":.1f", "%")
         figures["accuracy"] = {"data": data, "layout": _axes("optimizer step", "masked tokens right (%)")}
+    if pair := curves.get("pair"):
+        figures |= _pairs(train, held, pair)
     if "lr" in train:
         data = [_line(steps, train["lr"], "learning rate", "accent", "%{y:.3g}")]
         figures["lr"] = {"data": data, "layout": _axes("optimizer step", "learning rate", showlegend=False)}
@@ -114,6 +118,20 @@ def _training(curves: dict[str, Any], config: dict[str, Any]) -> dict[str, Figur
     for figure in figures.values():
         figure["layout"]["xaxis"] |= span
     return figures
+
+
+def _pairs(train: dict[str, Any], held: dict[str, Any], pair: str) -> dict[str, Figure]:
+    """Loss and accuracy of the second part of an objective on sentence pairs, beside what a coin would get."""
+    steps, wide = train["step"], {"width": 1.6, "dash": "dash"}
+    data = _noisy(steps, train[f"{pair}_loss"], ":.3f", "nats")
+    data += _held_out(held, f"eval_{pair}_loss", held.get(f"eval_{pair}_loss", []), ":.3f", "nats")
+    data.append(_line([steps[0], steps[-1]], [math.log(2)] * 2, "a coin", "muted", "%{y:.3f} nats", line=wide))
+    loss = {"data": data, "layout": _axes("optimizer step", "loss (nats per pair)")}
+    data = _noisy(steps, _percent(train[f"{pair}_accuracy"]), ":.1f", "%")
+    right = _percent(held.get(f"eval_{pair}_accuracy", []))
+    data += _held_out(held, f"eval_{pair}_accuracy", right, ":.1f", "%")
+    data.append(_line([steps[0], steps[-1]], [50.0] * 2, "a coin", "muted", "%{y:.0f} %", line=wide))
+    return {"pair_loss": loss, "pair_accuracy": {"data": data, "layout": _axes("optimizer step", "pairs right (%)")}}
 
 
 def _noisy(steps: list, values: list[float | None], digits: str, unit: str) -> list[dict[str, Any]]:

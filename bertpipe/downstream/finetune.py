@@ -221,13 +221,13 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
         loop.fit(objective, source, optimizer, looping, place, record, best, None, lambda step: step // epoch_of)
     objective.model.load_state_dict(best.weights)
     place.release()
-    if scratch is not None:
-        for split in job.splits:
-            if split != "train":
-                logits = best.logits if split == "validation" else predict(objective, job, split, place)
+    for split in job.splits:
+        if split != "train":
+            logits = best.logits if split == "validation" else predict(objective, job, split, place)
+            if scratch is not None:
                 _write_predictions(job, split, logits, scratch / f"predictions-{split}.jsonl")
-        if init == "model":
-            save_model(objective.model, job.tokenizer, scratch / "model")
+    if scratch is not None and init == "model":
+        save_model(objective.model, job.tokenizer, scratch / "model")
     return {"scores": best.scores, "best_epoch": best.epoch, "by_epoch": best.history}
 
 
@@ -270,17 +270,24 @@ class _Best:
 
 
 def predict(objective: SequenceLabel, job: Job, split: str, place: Place) -> np.ndarray:
-    """Logits, float32 [examples, labels], in the split's order."""
+    """Logits, float32 [examples, labels], in the split's order, the same on all processes; all of them call it.
+
+    Rows of examples are packed alike whatever the number of processes, and each takes every world-th, so the logits are
+    those of one process, to the bit where its number of threads is the same.
+    """
     examples = job.examples[split]
     order = np.argsort([len(ids) for ids in examples.input_ids], kind="stable")
     ends = np.cumsum([len(examples.input_ids[i]) for i in order])
     unlabelled = Examples(examples.input_ids, examples.token_type_ids, None)
     logits = np.zeros((len(order), objective.model.config.num_labels), np.float32)
     objective.eval()
+    parts = np.split(order, np.flatnonzero(np.diff(ends // PREDICT_TOKENS)) + 1)
     with torch.no_grad():
-        for part in np.split(order, np.flatnonzero(np.diff(ends // PREDICT_TOKENS)) + 1):
+        for part in parts[place.rank :: place.world]:
             batch = pack_examples(unlabelled, part, job.tokenizer.pad_token_id or 0).to(place.device)
             logits[part] = objective(batch)["logits"].cpu().numpy()
+    if place.world > 1:  # one process has a row's logits, the others zeros: their sum is exact
+        logits = np.array(place.sum(torch.from_numpy(logits)), np.float32).reshape(logits.shape)
     return logits
 
 

@@ -217,6 +217,8 @@ CARDS: tuple[tuple[str, str, Callable[..., str], str], ...] = (
     ("gap", "Loss below unigram", lambda value: fixed(value, 3), "nats"),
     ("eval_perplexity", "Perplexity", lambda value: fixed(value, 1), "hold-out"),
     ("eval_accuracy", "Masked accuracy", percent, "of hidden tokens right"),
+    ("eval_nsp_accuracy", "Next sentence", percent, "of hold-out pairs right"),
+    ("eval_sop_accuracy", "Sentence order", percent, "of hold-out pairs right"),
     ("tokens", "Tokens seen", compact, "padding not counted"),
     ("tokens_per_second", "Throughput", integer, "tokens/s"),
     ("mfu", "Utilisation (MFU)", percent, "model FLOPs/s of a matrix product's"),

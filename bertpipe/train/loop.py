@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,9 +71,10 @@ def fit(
     module = place.wrap(objective)
     module.train()
     speed = Speed(state["seconds"], meter)
-    batches = load(source, range(state["step"], settings.steps), *share, settings.loader_workers, _pins(place))
-    batches = speed.watch(batches)
-    with _stop_signals() as stop, _Bar(settings, place, state["step"]) as bar, trace or nullcontext():
+    loader = load(source, range(state["step"], settings.steps), *share, settings.loader_workers, _pins(place))
+    batches = speed.watch(loader)
+    bar = _Bar(settings, place, state["step"])
+    with closing(loader), _stop_signals() as stop, bar, trace or nullcontext():
         for step in range(state["step"], settings.steps):
             waiting = time.monotonic()
             slots = [batch.to(place.device) for batch in next(batches)]

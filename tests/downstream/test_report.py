@@ -143,6 +143,31 @@ def test_figures_have_labelled_axes_and_every_seed(made):
     assert dots == sum(len(task["runs"]) for task in facts["finetune"].values())
 
 
+def test_pair_objectives_plot_like_with_like(finished_run, tmp_path):
+    """The hold-out loss is of masked tokens alone, so the curve beside it is too; the pairs have plots of their own."""
+    folder = tmp_path / "pretrain"
+    shutil.copytree(finished_run["pretrain"], folder)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    for row in rows:
+        if "loss" in row:
+            row |= {"mlm_loss": row["loss"], "mlm_accuracy": row["accuracy"], "sop_loss": 0.5, "sop_accuracy": 0.75}
+            row["loss"] += row["sop_loss"]
+        else:
+            row |= {"eval_sop_loss": 0.625, "eval_sop_accuracy": 0.7}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, page, facts = make(tmp_path / "out", {"pretrain": folder})
+    figures = make_figures(facts)
+    single = make_figures(make(tmp_path / "single", {"pretrain": finished_run["pretrain"]})[2])
+    assert figures["loss"] == single["loss"] and figures["accuracy"] == single["accuracy"]
+    assert set(figures) - set(single) == {"pair_loss", "pair_accuracy"} and "figure-pair_loss" in page.ids
+    for name, unit, expected in (("loss", 1, (0.5, 0.625, 0.693147)), ("accuracy", 100, (0.75, 0.7, 0.5))):
+        lines = {trace["name"]: set(trace["y"]) for trace in figures[f"pair_{name}"]["data"]}
+        for curve, value in zip(("training", "hold-out", "a coin"), expected, strict=True):
+            (shown,) = lines[curve]
+            assert shown == pytest.approx(unit * value)
+    assert "Sentence order: pairs told right." in page.text
+
+
 def test_fill_mask_equals_the_model(finished_run):
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer

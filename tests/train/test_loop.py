@@ -1,6 +1,7 @@
 """The loop is right: its losses are those of transformers.Trainer on the same batches, and slots change nothing."""
 
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -175,6 +176,24 @@ def test_the_same_run_twice_gives_the_same_bits_with_dropout(shards, tmp_path):
         fit(objective, masked_slots(shards), tmp_path / name)
         runs.append((tmp_path / name / "metrics.jsonl").read_bytes())
     assert runs[0] == runs[1]
+
+
+def test_loader_workers_are_gone_when_a_run_is_stopped(shards, tmp_path):
+    """A process may end without the interpreter's tidying up (cli.py), so nothing can be left to it."""
+    objective = MaskedLM(bert(tr.AutoModelForMaskedLM))
+    encoders.make_packed(objective.model)
+    seen = []
+
+    def evaluate():
+        seen.append(len(multiprocessing.active_children()))
+        raise KeyboardInterrupt
+
+    settings = loop.LoopSettings(STEPS, 2, seed=0, eval_every=2, loader_workers=1, progress=False)
+    with Record(tmp_path) as record, pytest.raises(KeyboardInterrupt) as held:
+        loop.fit(
+            objective, masked_slots(shards), Optimizer(objective.model, ADAMW), settings, place(), record, evaluate
+        )
+    assert held.traceback and seen == [1] and not multiprocessing.active_children()
 
 
 def test_a_step_without_anything_to_predict_is_harmless(tmp_path):

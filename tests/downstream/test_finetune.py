@@ -1,0 +1,99 @@
+"""Fine-tuning launched as several processes: each scores its part, and what comes out is one process's."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from bertpipe.config import Config, RuntimeConfig
+from bertpipe.downstream import finetune
+from bertpipe.model import encoders, kernels
+from bertpipe.model.objectives import SequenceLabel
+from bertpipe.train.place import Place
+from tests.downstream.conftest import TEXT, write_tokenizer
+from tests.runs import only
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"train": 40, "validation": 61, "test": 23}
+ROW_TOKENS = 64  # of a packed row in these tests, so that there are several
+
+COUNTED = f"""
+import os, sys
+from bertpipe.cli import main
+from bertpipe.downstream import finetune
+
+finetune.PREDICT_TOKENS, pack = {ROW_TOKENS}, finetune.pack_examples
+
+def counting(examples, chosen, pad_id):
+    with open(os.path.join(sys.argv[1], os.environ["RANK"]), "a") as file:
+        file.write(" ".join(map(str, chosen)) + "\\n")
+    return pack(examples, chosen, pad_id)
+
+finetune.pack_examples = counting
+raise SystemExit(main(["finetune", *sys.argv[2:]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Path:
+    """A folder with a checkpoint, model/, and sst2 with unlabelled test data, glue/."""
+    folder, draw = tmp_path_factory.mktemp("start"), random.Random(0)
+    tokenizer = write_tokenizer(folder / "model")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes |= {"initializer_range": 0.3}  # so that examples get logits of their own
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "model")
+    for split, size in SIZES.items():
+        texts = [" ".join(draw.choices(TEXT.split(), k=draw.randint(1, 20))) for _ in range(size)]
+        labels = [-1 if split == "test" else int("the" in text.split()) for text in texts]
+        target = folder / "glue" / "sst2" / f"{split}.parquet"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"sentence": texts, "label": labels}), target)
+    return folder
+
+
+def predict(start: Path, model: Path, split: str) -> tuple[list[str], np.ndarray]:
+    """Ids and logits of a split by one process with one thread."""
+    settings = Config(finetune={"tasks": "sst2", "data": str(start / "glue"), "max_length": 32}).finetune
+    place = Place(RuntimeConfig(threads=1, device="cpu"), "fp32")
+    job = finetune.prepare("sst2", settings, str(model))
+    classifier = finetune.build(job, settings, "model", seed=0)
+    encoders.make_packed(classifier, False, kernels.choose(classifier.config, place.device, "fp32").name)
+    return job.splits[split].ids, finetune.predict(SequenceLabel(classifier, "fp32"), job, split, place)
+
+
+def test_two_processes_share_the_scoring_and_predict_as_one(start, tmp_path, monkeypatch):
+    """torchrun with two gloo processes; each example is scored once an evaluation, by one of them."""
+    (tmp_path / "counted.py").write_text(COUNTED)
+    (tmp_path / "rows").mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [tmp_path / "counted.py", tmp_path / "rows", "--finetune.tasks", "sst2", "--finetune.max_length", "32"]
+    command += ["--finetune.data", start / "glue", "--finetune.model", start / "model", "--finetune.seeds", "1"]
+    command += ["--finetune.epochs", "2", "--finetune.slots_per_step", "2", "--finetune.precision", "fp32"]
+    command += ["--finetune.lr", "1e-3", "--runtime.root", tmp_path / "runs", "--runtime.progress", "false"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+    rows = [(tmp_path / "rows" / rank).read_text().splitlines() for rank in ("0", "1")]
+    assert abs(len(rows[0]) - len(rows[1])) <= 3, "a row more for the first, three times"
+    scored = sorted(int(example) for part in rows for row in part for example in row.split())
+    assert scored == sorted([*range(SIZES["validation"])] * 2 + [*range(SIZES["test"])])
+
+    monkeypatch.setattr(finetune, "PREDICT_TOKENS", ROW_TOKENS)
+    folder = only(tmp_path / "runs", "finetune") / "sst2"
+    for split in ("validation", "test"):
+        lines = [json.loads(x) for x in (folder / f"runs/model-seed-1/predictions-{split}.jsonl").open()]
+        ids, logits = predict(start, folder / "model", split)
+        assert [line["id"] for line in lines] == list(ids)
+        assert [line["logits"] for line in lines] == [[round(float(x), 5) for x in row] for row in logits]
+        assert len({tuple(line["logits"]) for line in lines}) > SIZES[split] // 2, "examples differ"
