@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from bertpipe.config import ModelConfig
 from bertpipe.errors import ConfigError
-from bertpipe.model import attention, encoders, kernels, padded
+from bertpipe.model import encoders, kernels, padded
+from bertpipe.model.attention import NAME, VARLEN
 from bertpipe.model.objectives import MaskedLM
 from tests.conftest import SPECIAL_IDS
 from tests.model.test_attention import CONFIGS, LENGTHS, PADDED, alone, gradients, make, packed_batch, together
@@ -75,14 +76,17 @@ def test_a_slot_runs_as_few_blocks_of_like_lengths(kind):
 @pytest.mark.parametrize("kind", PADDED)
 def test_gradient_checkpointing_changes_memory_alone(kind):
     """Dropout too is drawn again as it was."""
-    batch, found = predicting([17, 40, 1, 33], 128), []
+    batch, found, runs = predicting([17, 40, 1, 33], 128), [], []
     for recompute in (False, True):
         objective = MaskedLM(encoders.make_packed(make(kind), gradient_checkpointing=recompute)).train()
+        attention = objective.model.base_model.encoder.layer[0].attention.self
+        attention.register_forward_hook(lambda *_, recompute=recompute: runs.append(recompute))
         torch.manual_seed(3)
         out = objective(batch)
         out["loss"].backward()
         found.append([out["loss"].detach(), *(p.grad for p in objective.parameters() if p.requires_grad)])
     torch.testing.assert_close(found[1], found[0], atol=0, rtol=0)
+    assert runs.count(True) == 2 * runs.count(False), "a layer runs once more in the backward pass"
 
 
 @pytest.mark.parametrize("kind", PADDED)
@@ -93,7 +97,7 @@ def test_a_step_in_bf16_is_close_to_full_precision_and_every_parameter_has_a_gra
         objective = MaskedLM(encoders.make_packed(make(kind)), precision)
         out = objective(batch)
         out["loss"].backward()
-        losses.append(float(out["loss"]))
+        losses.append(float(out["loss"].detach()))
         assert [n for n, p in objective.named_parameters() if p.requires_grad and p.grad is None] == []
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.01)
 
@@ -156,5 +160,5 @@ def test_running_padded_is_said_once_or_refused_and_not_compiled(kind, capsys):
 
 
 def test_a_family_that_runs_padded_keeps_its_own_attention():
-    for kernel in (attention.NAME, attention.VARLEN, padded.NAME):
+    for kernel in (NAME, VARLEN, padded.NAME):
         assert encoders.make_packed(make("deberta"), kernel=kernel).config._attn_implementation == "eager"
