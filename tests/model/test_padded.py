@@ -66,7 +66,11 @@ def test_what_published_checkpoints_differ_in(kind, changes):
 def test_a_slot_runs_as_few_blocks_of_like_lengths(kind):
     """Bucketed, not padded to the longest: each block's length is that of its longest sequence."""
     model, batch, seen = encoders.make_packed(make(kind)), packed_batch(LENGTHS), []
-    model.base_model.register_forward_pre_hook(lambda _m, _a, given: seen.append(given["attention_mask"]), with_kwargs=True)
+
+    def look(_module, _arguments, given):
+        seen.append(given["attention_mask"])
+
+    model.base_model.register_forward_pre_hook(look, with_kwargs=True)
     with torch.no_grad():
         together(model, batch)
     assert [tuple(mask.shape) for mask in seen] == [(4, 17), (2, 40), (1, 128)]
