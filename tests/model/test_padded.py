@@ -96,13 +96,17 @@ def test_gradient_checkpointing_changes_memory_alone(kind):
 @pytest.mark.parametrize("kind", PADDED)
 def test_a_step_in_bf16_is_close_to_full_precision_and_every_parameter_has_a_gradient(kind):
     """A stock DeBERTa does not run under bf16 autocast at all. DDP waits for all gradients."""
-    batch, losses = predicting(LENGTHS, 256), []
+    batch, losses, widths = predicting(LENGTHS, 256), [], []
     for precision in ("fp32", "bf16"):
         objective = MaskedLM(encoders.make_packed(make(kind)), precision)
+        inner = objective.model.base_model.encoder.layer[0].intermediate.dense
+        inner.register_forward_hook(lambda _m, _a, out: widths.append(out.dtype))
         out = objective(batch)
         out["loss"].backward()
         losses.append(float(out["loss"].detach()))
         assert [n for n, p in objective.named_parameters() if p.requires_grad and p.grad is None] == []
+    narrow = torch.float32 if kind == "deberta" else torch.bfloat16
+    assert widths == [torch.float32] * 3 + [narrow] * 3
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.01)
 
 
