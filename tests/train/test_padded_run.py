@@ -12,7 +12,7 @@ import transformers as tr
 from bertpipe import cli
 from bertpipe.data.shards import TokenShards
 from bertpipe.errors import ConfigError
-from bertpipe.model import encoders
+from bertpipe.model import encoders, kernels
 from bertpipe.model.objectives import MaskedLM
 from bertpipe.train import estimate
 from bertpipe.train.evaluation import Evaluation
@@ -33,6 +33,7 @@ def of(preset: str, train: dict | None = None, **runtime):
 @pytest.mark.parametrize(("preset", "kind"), PRESETS.items())
 def test_a_run_says_that_it_is_padded_and_ends_in_a_stock_folder(preset, kind, inputs, tmp_path, capsys):  # noqa: F811
     cfg = of(preset)
+    kernels._say.cache_clear()
     counts = run(cfg, inputs, tmp_path / "whole")
     out = capsys.readouterr().out
     assert f"note: {kind} runs padded, bucketed by length: " in out and f"fp32, padded | {kind}, " in out
