@@ -91,7 +91,8 @@ class ModelConfig(Section):
 
     preset: str = "bert-mini"
     """A file of configs/model/, without .yaml: bert-tiny, -mini, -small, -medium, -base, -large, albert-base,
-    distilbert-base, electra-base, eurobert-210m, modernbert-base, roberta-base."""
+    bigbird-base, deberta-base, deberta-v3-base, distilbert-base, electra-base, eurobert-210m, modernbert-base,
+    roberta-base."""
     init: str | None = None
     """Go on from this checkpoint (folder or Hub id) instead of random weights; `preset` is then not used."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
@@ -291,7 +292,7 @@ class RuntimeConfig(Section):
     """Weights & Biases project that pretraining logs to (offline without a key); unset logs to files only."""
     require_fast_attention: bool = False
     """Stop before the first step where attention would run on a slow kernel (a GPU with attention dropout, fp32, or
-    without FlashAttention); unset says so and goes on."""
+    without FlashAttention; deberta and big_bird, which run padded); unset says so and goes on."""
     compile: bool | Literal["auto"] = "auto"
     """Compile pretraining's forward and backward with torch.compile; auto does on CUDA where they make one graph."""
     profile: int = Field(default=0, ge=0)

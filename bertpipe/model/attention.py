@@ -107,6 +107,11 @@ class _Collect(torch.autograd.Function):
         return out.index_copy_(0, gather, grads[0]), None
 
 
+def collect(padded: torch.Tensor, plan: Layout) -> torch.Tensor:
+    """[sum of N x L, D] of all blocks -> [T, D] of the row; the padding is left out and gets no gradient."""
+    return _Collect.apply(padded, plan.gather)
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -148,7 +153,7 @@ def packed_attention(
             hidden = far if hidden is None else hidden | far
         mixed = _attend(q, k, v, hidden, scaling, dropout)
         outputs.append(mixed.transpose(1, 2).reshape(-1, heads * size))
-    collected = _Collect.apply(torch.cat(outputs), packed_layout.gather)
+    collected = collect(torch.cat(outputs), packed_layout)
     return collected.view(1, num_tokens, heads, size), None
 
 

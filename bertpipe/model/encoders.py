@@ -1,7 +1,8 @@
 """Stock `transformers` encoders: built from a preset, or taken from a checkpoint; encoded packed.
 
 A preset is a file of configs/model/ that names a `model_type` and fields of its stock config. A family is one row of
-FAMILIES: where its masked-LM head and its position numbers differ from BERT's.
+FAMILIES: where its masked-LM head and its position numbers differ from BERT's, and why it runs padded if its attention
+can't be plugged (model/padded.py).
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from torch import nn
 from bertpipe.config import ModelConfig
 from bertpipe.config_files import read_preset
 from bertpipe.errors import ConfigError
-from bertpipe.model import attention, grow
+from bertpipe.model import attention, grow, padded
 
 UNUSABLE = (ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError)  # what a wrong config can raise
 DROPOUTS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "classifier_dropout"),
     *("embedding_dropout", "mlp_dropout", "classifier_dropout_prob", "seq_classif_dropout", "summary_last_dropout"),
+    *("pooler_dropout", "cls_dropout"),
 )
+FULL_ATTENTION = "original_full"  # of big_bird
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,19 @@ class Family:
     """Position number of a sequence's first token."""
     token_types: bool = True
     """Whether the model takes token_type_ids."""
+    padded: str = ""
+    """Why its attention can't be plugged, so that it runs on padded blocks; empty where it can."""
+    autocast: bool = True
+    """Whether the stock encoder runs under bf16 autocast; otherwise it computes in fp32."""
+    undeclared: tuple[str, ...] = ()
+    """Fields that the stock class reads but its config class doesn't list."""
+    unused: tuple[str, ...] = ()
+    """Modules of the stock encoder that nothing here is computed from; frozen, because DDP waits for gradients."""
+
+
+def _deberta_head(m: Any, h: torch.Tensor) -> torch.Tensor:
+    """BERT's head under the names of transformers (`legacy`, the default), or of DeBERTa's own code."""
+    return m.cls(h) if m.legacy else m.lm_predictions(h, m.get_input_embeddings())
 
 
 def _roberta_first(config: Any) -> int:
@@ -55,6 +71,25 @@ FAMILIES: dict[str, Family] = {
     ),
     "modernbert": Family(lambda m, h: m.decoder(m.head(h)), token_types=False),
     "eurobert": Family(lambda m, h: m.lm_head(h), token_types=False),
+    "deberta": Family(
+        _deberta_head,
+        padded="its layers add relative positions to the scores themselves",
+        autocast=False,  # masks bf16 scores with the least fp32 number, which torch refuses
+        undeclared=("talking_head", "cls_dropout"),
+    ),
+    "deberta-v2": Family(
+        _deberta_head,
+        padded="its layers add relative positions to the scores themselves",
+        undeclared=(
+            *("position_buckets", "share_att_key", "norm_rel_ebd", "attention_head_size", "cls_dropout"),
+            *("conv_kernel_size", "conv_act", "conv_groups"),
+        ),
+    ),
+    "big_bird": Family(
+        lambda m, h: m.cls(h),
+        padded=f"its layers compute attention themselves, every token seeing all (attention_type {FULL_ATTENTION})",
+        unused=("pooler",),
+    ),
 }
 
 
@@ -100,7 +135,21 @@ def build(
             f"only {rows} rows; adopt the model's own tokenizer (tokenizer.adopt) or train one of at most {rows}"
         )
     check_length(model, sequence_length, "train.sequence_length")
-    family(model)
+    return settle(model)
+
+
+def settle(model: Any) -> Any:
+    """Freeze what is unused in a stock model and turn big_bird to full attention, in place.
+
+    Block-sparse attention would not last: the stock class leaves it for good at the first short batch.
+    """
+    for name in family(model).unused:
+        module = getattr(model.base_model, name, None)
+        if module is not None:
+            module.requires_grad_(False)
+    if getattr(model.config, "attention_type", FULL_ATTENTION) != FULL_ATTENTION:
+        model.base_model.set_attention_type(FULL_ATTENTION)
+        model.config.attention_type = FULL_ATTENTION
     return model
 
 
@@ -116,6 +165,9 @@ def _from_preset(stock_class: Any, config: ModelConfig, vocab_size: int, special
         fields |= {"bos_token_id": special_ids["cls"], "eos_token_id": special_ids["sep"]}
     if kind == "eurobert":
         fields |= {"mask_token_id": special_ids["mask"]}
+    if kind == "big_bird":
+        fields |= {"bos_token_id": special_ids["cls"], "eos_token_id": special_ids["sep"]}
+        fields |= {"sep_token_id": special_ids["sep"]}
     check_overrides(config.overrides, kind)
     try:
         stock = AutoConfig.for_model(kind, **(fields | config.overrides))
@@ -149,9 +201,15 @@ def check_overrides(overrides: dict[str, Any], kind: str) -> None:
     from transformers import AutoConfig
 
     known = set(AutoConfig.for_model(kind).to_dict()) | {"num_labels"}
+    known |= set(FAMILIES[kind].undeclared) if kind in FAMILIES else set()
     for key in overrides:
         if key in ("model_type", "vocab_size", "pad_token_id") or key not in known:
             raise ConfigError(f"model.overrides: {key!r} can't be set on a {kind} model")
+    if kind == "big_bird" and overrides.get("attention_type", FULL_ATTENTION) != FULL_ATTENTION:
+        raise ConfigError(
+            f"model.overrides: attention_type must be {FULL_ATTENTION} on a {kind} model; the stock class leaves "
+            f"block_sparse for good at the first batch of short sequences"
+        )
 
 
 def _first_line(error: BaseException) -> str:
@@ -175,8 +233,11 @@ def check_length(model: Any, length: int, setting: str) -> None:
 
 
 def make_packed(model: Any, gradient_checkpointing: bool = False, kernel: str = attention.NAME) -> Any:
-    """Switch a stock model to packed attention by `kernel` (model/kernels.py), in place."""
-    model.set_attn_implementation(kernel)
+    """Switch a stock model to packed attention by `kernel` (model/kernels.py), in place.
+
+    A family that runs padded keeps its own attention.
+    """
+    settle(model).set_attn_implementation("eager" if family(model).padded else kernel)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
@@ -185,6 +246,9 @@ def make_packed(model: Any, gradient_checkpointing: bool = False, kernel: str = 
 def encode(model: Any, batch: Any) -> torch.Tensor:
     """Hidden states [T, H] of a PackedBatch, from a stock model with or without a head."""
     kind = family(model)
+    if kind.padded:
+        first = kind.first_position(model.config)
+        return padded.encode(model, batch, first, kind.token_types, kind.autocast)
     types = {"token_type_ids": batch.token_type_ids} if kind.token_types else {}
     whole = model.config._attn_implementation == attention.VARLEN
     output = model.base_model(

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from bertpipe.errors import ConfigError
-from bertpipe.model import attention
+from bertpipe.model import attention, padded
+from bertpipe.model.encoders import FAMILIES
 
 FLASH_CAPABILITY = (8, 0)  # Ampere
 FLASH_HEAD_SIZE = 128  # larger heads have no backward pass on every such card
@@ -20,13 +21,17 @@ class Kernel:
     """How attention is computed."""
 
     name: str
-    """The attention function's name in transformers' registry."""
+    """The attention function's name in transformers' registry; `padded` for a family whose own can't be replaced."""
     obstacle: str = ""
     """Why no faster one can be had here; empty for the fastest of the device."""
 
 
 def choose(config: Any, device: torch.device, precision: str) -> Kernel:
     """The fastest kernel for a stock model config that will train on `device` in `precision` (fp32 or bf16)."""
+    row = FAMILIES.get(config.model_type)
+    if row is not None and row.padded:
+        narrow = "" if row.autocast or precision == "fp32" else f"; its encoder computes in fp32, not {precision}"
+        return Kernel(padded.NAME, f"{config.model_type} runs padded, bucketed by length: {row.padded}{narrow}")
     if device.type != "cuda":
         return Kernel(attention.NAME)
     built = torch.backends.cuda.is_flash_attention_available() and torch.version.hip is None
@@ -77,7 +82,8 @@ def settle(kernel: Kernel, required: bool, say: bool) -> None:
     if kernel.obstacle and required:
         raise ConfigError(f"runtime.require_fast_attention: {kernel.obstacle}")
     if kernel.obstacle and say:
-        _say(f"note: attention runs on the slower kernel {kernel.name}: {kernel.obstacle}")
+        slower = "" if kernel.name == padded.NAME else f"attention runs on the slower kernel {kernel.name}: "
+        _say(f"note: {slower}{kernel.obstacle}")
 
 
 def compiles(kernel: Kernel, device: torch.device, wanted: bool | str) -> bool:

@@ -48,6 +48,10 @@ def _eurobert(m: Any, pooled: torch.Tensor) -> torch.Tensor:
     return m.classifier(m.activation(m.dense(pooled[:, 0])))
 
 
+def _deberta(m: Any, pooled: torch.Tensor) -> torch.Tensor:
+    return m.classifier(m.dropout(m.pooler(pooled)))
+
+
 _WHOLE = Head(lambda m, pooled: m.classifier(pooled))  # a module that takes [S, 1, H] itself
 
 HEADS: dict[str, Head] = {
@@ -60,6 +64,9 @@ HEADS: dict[str, Head] = {
     "distilbert": Head(_distilbert),
     "modernbert": Head(_modernbert, ("cls", "mean")),
     "eurobert": Head(_eurobert, ("bos", "mean", "late")),
+    "deberta": Head(_deberta),
+    "deberta-v2": Head(_deberta),
+    "big_bird": _WHOLE,
 }
 
 Logits = Callable[[torch.Tensor], torch.Tensor]

@@ -108,7 +108,7 @@ def on_meta(cfg: Config, vocabulary: int) -> Any:
         encoders.set_dropout(stock, cfg.model.dropout)
         model = AutoModelForMaskedLM.from_config(stock, attn_implementation="eager", dtype=torch.float32)
     encoders.check_length(model, cfg.train.sequence_length, "train.sequence_length")
-    return model
+    return encoders.settle(model)
 
 
 def memory_of(cfg: Config, model: Any, precision: str) -> Memory:

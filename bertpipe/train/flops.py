@@ -4,7 +4,8 @@ Model FLOPs are those the mathematics asks for (Kaplan et al. 2020, Scaling Laws
 2.1; Chowdhery et al. 2022, PaLM, appendix B): a weight that multiplies a row costs 2 of them forward and 4 backward,
 attention 12 x width for every pair of a query and a key that sees it, in every layer. Padding, recomputation,
 softmax, norms, dropout and the optimizer count nothing, so what is spent on them lowers the utilisation (MFU). The
-masked-LM head counts at the predicted positions alone.
+masked-LM head counts at the predicted positions alone. DeBERTa's relative positions cost every pair another product
+each way; projecting them, once a batch, counts nothing either.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import torch
 from torch import nn
 
 from bertpipe.data.batches import PackedBatch
+from bertpipe.model.encoders import FAMILIES
 
 MATMUL = (8192, 768, 3072)  # rows, inner, columns: BERT-base's first feed-forward product at 64 x 128 tokens
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+RELATIVE = re.compile(r"\.pos(_q|_key|_query)?_proj$")  # deberta's, run on the relative positions of a batch
 PER_SEQUENCE = re.compile(r"(^|\.)(pooler|seq_relationship|sop_classifier)\.")  # run once a sequence
 
 DATASHEET = (
@@ -53,6 +56,8 @@ class ModelFlops:
     """For each layer, None, or w where a token sees those less than w away from it."""
     width: int
     """Heads x head size."""
+    products: int = 2
+    """Products of `width` for every pair: query with key, weight with value, and each with the other's position."""
 
     def of(self, lengths: torch.Tensor, num_predictions: int) -> float:
         """FLOPs of sequences of `lengths` tokens, int [S], with `num_predictions` predicted positions in all."""
@@ -60,7 +65,7 @@ class ModelFlops:
         weights = self.per_token * int(sizes.sum()) + self.per_prediction * num_predictions
         weights += self.per_sequence * len(sizes)
         seen = sum(_pairs(sizes, window) * self.windows.count(window) for window in set(self.windows))
-        return 6.0 * weights + 12.0 * self.width * seen
+        return 6.0 * weights + 6.0 * self.products * self.width * seen
 
     def slot(self, batch: PackedBatch) -> float:
         """FLOPs of a slot's real sequences; tail padding and fill count nothing."""
@@ -83,8 +88,9 @@ def count(model: Any) -> ModelFlops:
     inside = {id(module) for module in encoder.modules()} if encoder is not model else set()
     predicts = model.get_output_embeddings() is not None
     token = prediction = sequence = 0
+    skipped = tuple(f".{name}" for name in FAMILIES[config.model_type].unused) if config.model_type in FAMILIES else ()
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
+        if not isinstance(module, nn.Linear | nn.Conv1d) or RELATIVE.search(name) or f".{name}".endswith(skipped):
             continue
         size = module.weight.numel()
         if PER_SEQUENCE.search(f"{name}."):
@@ -95,8 +101,12 @@ def count(model: Any) -> ModelFlops:
             prediction += size
         else:
             sequence += size
+    if getattr(model, "lm_predictions", None) is not None:  # deberta's own head multiplies by the embeddings
+        prediction += model.get_input_embeddings().weight.numel()
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return ModelFlops(token, prediction, sequence, _windows(config), config.num_attention_heads * head)
+    width, ways = config.num_attention_heads * head, getattr(config, "pos_att_type", None) or ()
+    products = 2 + len(ways) if getattr(config, "relative_attention", False) else 2
+    return ModelFlops(token, prediction, sequence, _windows(config), width, products)
 
 
 def _uses(name: str, config: Any) -> int:

@@ -19,6 +19,7 @@ SMALL = {
     "max_position_embeddings": 160,
 }
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False}
 CONFIGS = {
     "bert": lambda: tr.BertConfig(**SMALL),
     "roberta": lambda: tr.RobertaConfig(**SMALL, pad_token_id=1),
@@ -33,7 +34,14 @@ CONFIGS = {
     "eurobert": lambda: tr.EuroBertConfig(
         **SMALL, pad_token_id=0, bos_token_id=1, eos_token_id=2, mask_token_id=3, num_key_value_heads=2
     ),
+    "deberta": lambda: tr.DebertaConfig(**SMALL, **RELATIVE, type_vocab_size=2),
+    "deberta-v2": lambda: tr.DebertaV2Config(
+        **SMALL, **RELATIVE, position_buckets=16, share_att_key=True, norm_rel_ebd="layer_norm"
+    ),
+    "big_bird": lambda: tr.BigBirdConfig(**SMALL, attention_type="original_full"),
 }
+PADDED = [kind for kind, row in encoders.FAMILIES.items() if row.padded]
+PLUGGED = [kind for kind, row in encoders.FAMILIES.items() if not row.padded]
 LENGTHS = [17, 40, 1, 33, 1, 128, 5]  # single tokens among them
 
 

@@ -7,7 +7,7 @@ import transformers as tr
 from bertpipe.model import attention, encoders, kernels
 from bertpipe.model.cross_entropy import cross_entropy
 from bertpipe.model.objectives import MaskedLM
-from tests.model.test_attention import CONFIGS, LENGTHS, make
+from tests.model.test_attention import CONFIGS, LENGTHS, PADDED, PLUGGED, make
 from tests.model.test_kernels import predicting, step
 
 pytestmark = [
@@ -40,14 +40,14 @@ def assert_close_to_bf16(found, expected):
         assert off < 0.06, f"{name}: {off}"
 
 
-@pytest.mark.parametrize("kind", encoders.FAMILIES)
+@pytest.mark.parametrize("kind", PLUGGED)
 def test_varlen_in_bf16_is_close_to_blocks_in_fp32(kind):
     batch = predicting(LENGTHS, 256).to(CUDA)
     exact, fast = objective(kind, attention.NAME, "fp32"), objective(kind, attention.VARLEN, "bf16")
     assert_close_to_bf16(step(fast, fast, batch), step(exact, exact, batch))
 
 
-@pytest.mark.parametrize("kind", encoders.FAMILIES)
+@pytest.mark.parametrize("kind", PLUGGED)
 def test_a_compiled_step_is_one_graph_and_close_to_the_plain_one(kind):
     torch.compiler.reset()
     plain, compiled = objective(kind, attention.VARLEN, "bf16"), objective(kind, attention.VARLEN, "bf16")
@@ -55,6 +55,13 @@ def test_a_compiled_step_is_one_graph_and_close_to_the_plain_one(kind):
     for seed, lengths in enumerate(([17, 40, 1, 33], [100], LENGTHS)):
         batch = predicting(lengths, 256, seed).to(CUDA)
         assert_close_to_bf16(step(compiled, compiled, batch), step(plain, plain, batch))
+
+
+@pytest.mark.parametrize("kind", PADDED)
+def test_padded_blocks_in_bf16_are_close_to_fp32(kind):
+    batch = predicting(LENGTHS, 256).to(CUDA)
+    exact, fast = objective(kind, "padded", "fp32"), objective(kind, "padded", "bf16")
+    assert_close_to_bf16(step(fast, fast, batch), step(exact, exact, batch))
 
 
 def test_boundaries_keep_sequences_apart():

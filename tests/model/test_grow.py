@@ -14,6 +14,7 @@ from tests.model.test_attention import CONFIGS
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 PIECES = [[5, 6], [7], [8, 8, 9], [96, 1, 50, 51]]
 V = 97
+RELATIVE = ("deberta", "deberta-v2")  # relative positions alone
 
 
 def make(kind: str, seed: int = 0, **changes) -> torch.nn.Module:
@@ -161,7 +162,7 @@ def test_interpolation_keeps_ends_and_stays_between_neighbours(old, more, seed):
     assert torch.equal(grow.interpolate(before, old), before)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind not in RELATIVE])
 def test_a_lengthened_checkpoint_takes_long_texts_from_stock_classes(kind, tmp_path):
     old = make(kind, max_position_embeddings=34)
     first = encoders.FAMILIES[kind].first_position(old.config)
@@ -213,6 +214,12 @@ def test_what_can_not_be_lengthened_is_said(tmp_path):
     folder = save(make("eurobert", max_position_embeddings=32, rope_parameters=rope), tmp_path / "b")
     with pytest.raises(ConfigError, match=r"eurobert model are of type 'yarn'"):
         build(folder, max_positions=64)
+
+
+@pytest.mark.parametrize("kind", RELATIVE)
+def test_relative_positions_are_not_lengthened(kind, tmp_path):
+    with pytest.raises(ConfigError, match=f"{kind} models have no positions that could be lengthened"):
+        build(save(make(kind), tmp_path), max_positions=300)
 
 
 def test_a_model_without_positions_is_refused_by_name():

@@ -16,6 +16,11 @@ PRESETS = {  # published vocabulary; parameters with the masked-LM head; publish
     "electra-base": (30_522, 109_514_298, 110),  # Clark et al. 2020, table 1
     "distilbert-base": (30_522, 66_985_530, 66),  # Sanh et al. 2019, table 3
     "modernbert-base": (50_368, 149_655_232, 149),  # Warner et al. 2024, section 2.1.3
+    # github.com/microsoft/DeBERTa: 100 and 86 beside the embeddings, which are 50,265 and 128,100 x 768
+    "deberta-base": (50_265, 139_244_121, 100 + 38.6),
+    "deberta-v3-base": (128_100, 184_551_780, 86 + 98.4),
+    # roberta-base's 125 without its pooler, with 4,096 positions for 514
+    "bigbird-base": (50_358, 127_520_694, 125 - 0.6 + 2.75),
     "eurobert-210m": (128_256, 310_266_624, 210),  # Boizard et al. 2025; the head has as many rows as the embeddings
 }
 PUBLISHED = {"roberta-base": {"type_vocab_size": 1}}  # where the preset differs, and says so
@@ -41,7 +46,8 @@ def test_a_preset_has_its_published_size(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_names_fields_of_its_stock_config(name):
     fields = read_preset(name)
-    assert set(fields) <= set(AutoConfig.for_model(fields["model_type"]).to_dict())
+    kind = fields["model_type"]
+    assert set(fields) <= {*AutoConfig.for_model(kind).to_dict(), *encoders.FAMILIES[kind].undeclared}
     assert yaml.safe_load((preset_folder() / f"{name}.yaml").read_text(encoding="utf-8")) == fields
 
 
