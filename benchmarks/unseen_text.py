@@ -33,14 +33,14 @@ def trained_on(run: Path) -> Path:
     return run.parent / f"shards-{fingerprint[:12]}"
 
 
-def score(run: Path, text: list[str], work: Path) -> dict[str, float]:
+def score(run: Path, text: list[str], lines: bool, work: Path) -> dict[str, float]:
     """Loss, accuracy and unigram cross-entropy (nats) of the model of a pretrain artifact on the files `text`."""
     from bertpipe.data.shards import TokenShards
 
     manifest = artifact.read_manifest(run)
     train = {**manifest["settings"]["train"], "eval_tokens": 10**9}
     model = {"init": str(run / "model")}
-    corpus = {"sources": text, "holdout": HOLDOUT}
+    corpus = {"sources": text, "holdout": HOLDOUT, "txt_documents": "line" if lines else "file"}
     runtime = {"root": str(work), "progress": False}
     sections = {"corpus": corpus, "tokenizer": {"adopt": str(run / "model")}, "model": model, "train": train}
     cfg = Config.model_validate(sections | {"runtime": runtime})
@@ -70,10 +70,11 @@ def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reader.add_argument("run", type=Path, help="a pretrain-... folder, its shards beside it")
     reader.add_argument("--text", nargs="+", required=True, help="files or globs, as corpus.sources takes them")
+    reader.add_argument("--lines", action="store_true", help="a document a line of .txt files, not a file")
     reader.add_argument("--out", type=Path, help="folder for the JSON (default: results/)")
     options, before = reader.parse_args(), machine()
     with tempfile.TemporaryDirectory() as folder:
-        facts = score(options.run, options.text, Path(folder))
+        facts = score(options.run, options.text, options.lines, Path(folder))
     print(
         f"{facts['documents']:,} documents, {facts['tokens']:,} tokens: loss {facts['loss']:.3f} nats, "
         f"{facts['unigram_cross_entropy'] - facts['loss']:.3f} below the unigram cross-entropy of "

@@ -91,7 +91,7 @@ class ModelConfig(Section):
 
     preset: str = "bert-mini"
     """A file of configs/model/, without .yaml: bert-tiny, -mini, -small, -medium, -base, -large, albert-base,
-    bigbird-base, deberta-base, deberta-v3-base, distilbert-base, electra-base, eurobert-210m, modernbert-base,
+    bigbird-base, deberta-base, deberta-v3-base, distilbert-base, electra-base, eurobert-210m, modernbert-mini, -base,
     roberta-base."""
     init: str | None = None
     """Go on from this checkpoint (folder or Hub id) instead of random weights; `preset` is then not used."""

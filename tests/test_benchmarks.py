@@ -1,12 +1,16 @@
 """The benchmarks run, and what they compare does equal work. No figure of speed is tested."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from bertpipe.data.shards import TokenShards
+from tests.runs import bertpipe, only, prepare
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,3 +82,23 @@ def test_processes_speed_times_the_same_steps_on_one_and_two(tmp_path):
     assert one["tokens"] == two["tokens"] and all(0.95 * 2048 < tokens <= 2048 for tokens in one["tokens"])
     pairs = [a / b for a, b in zip(one["step_seconds"]["values"], two["step_seconds"]["values"], strict=True)]
     assert len(pairs) == 2 and result["ratio_two_processes_vs_one"] == pytest.approx(sum(pairs) / 2, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_unseen_text_is_scored_beside_the_frequencies_of_the_training_text(tmp_path):
+    """Text of one word only: at every masked position its unigram cross-entropy is that word's, reckoned here."""
+    config = prepare(tmp_path)
+    for stage in ("corpus", "tokenizer", "shards", "pretrain"):
+        bertpipe(stage, "--config", config)
+    runs = tmp_path / "runs"
+    text = tmp_path / "unseen.txt"
+    text.write_text("\n".join(f"{'the ' * number}the" for number in range(2, 202)))
+    flags = f"{only(runs, 'pretrain')} --text {text} --lines"
+    result, printed = run("unseen_text.py", tmp_path / "out", flags)
+    counts = TokenShards(only(runs, "shards"), "train").unigrams
+    entry = json.loads((only(runs, "tokenizer") / "tokenizer.json").read_text())["model"]["vocab"]["the"]
+    expected = math.log((counts.sum() + len(counts)) / (counts[entry] + 1))
+    assert result["unigram_cross_entropy"] == pytest.approx(expected, abs=1e-6)
+    assert f"unigram cross-entropy of {expected:.3f}" in printed
+    assert 190 <= result["documents"] <= 200
+    assert 0 < result["loss"] < math.log(len(counts)) and 0 <= result["accuracy"] <= 1

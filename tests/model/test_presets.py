@@ -16,6 +16,7 @@ PRESETS = {  # published vocabulary; parameters with the masked-LM head; publish
     "electra-base": (30_522, 109_514_298, 110),  # Clark et al. 2020, table 1
     "distilbert-base": (30_522, 66_985_530, 66),  # Sanh et al. 2019, table 3
     "modernbert-base": (50_368, 149_655_232, 149),  # Warner et al. 2024, section 2.1.3
+    "modernbert-mini": (30_522, 11_074_362, 11.0),  # not published: as large as Turc et al.'s BERT-mini
     # github.com/microsoft/DeBERTa: 100 and 86 beside the embeddings, which are 50,265 and 128,100 x 768
     "deberta-base": (50_265, 139_244_121, 100 + 38.6),
     "deberta-v3-base": (128_100, 184_551_780, 86 + 98.4),
