@@ -65,9 +65,22 @@ def masked_losses(
 
     `factors` are those of `Objective.forward`; masked language modelling is the first part of its objectives.
     """
-    index, labels, weight = batch.predict_index, batch.predict_labels, batch.predict_weight
+    index, labels, weight = _predicted(batch)
     loss, right = summed_cross_entropy(head(hidden[index]), labels, weight, None if factors is None else factors[0])
     return {"loss": loss, "correct": (right * weight).sum(), "count": weight.sum()}
+
+
+def _predicted(batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Index, labels and weights [P] of the positions to predict.
+
+    The fill behind them is for static shapes; on CPU it is left out, all but one where there is nothing else, so that
+    every parameter has a gradient from every slot.
+    """
+    index, labels, weight = batch.predict_index, batch.predict_labels, batch.predict_weight
+    if index.device.type != "cpu" or torch.compiler.is_compiling():
+        return index, labels, weight
+    kept = max(1, int(weight.count_nonzero()))  # fill comes last
+    return index[:kept], labels[:kept], weight[:kept]
 
 
 class MaskedLM(Objective):
