@@ -26,6 +26,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 NAME = "bertpipe_packed"
 VARLEN = "bertpipe_varlen"
 STEP = 32  # sequences whose lengths round up to the same multiple share a block
+PLAIN_LENGTH = 512  # up to which attention on CPU in bf16 is plain matrix products; it keeps N x H x L x L weights
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,9 @@ class Layout:
 def layout(cu_seqlens: torch.Tensor) -> Layout:
     """The layout of a row whose sequences begin and end at `cu_seqlens`, int32 [S + 1] from 0 to T."""
     starts, lengths = cu_seqlens[:-1].long().cpu(), cu_seqlens.diff().long().cpu()
-    padded = (lengths + STEP - 1) // STEP * STEP
     blocks, spread, first = [], [], 0
     gather = torch.empty(int(cu_seqlens[-1]), dtype=torch.int64)
-    for size in padded[padded > 0].unique().tolist():
-        chosen = (padded == size).nonzero()[:, 0]
+    for chosen in _groups(lengths):
         length = int(lengths[chosen].max())
         offsets = torch.arange(length)
         real = offsets < lengths[chosen, None]
@@ -72,6 +71,21 @@ def layout(cu_seqlens: torch.Tensor) -> Layout:
         first += index.numel()
     device = cu_seqlens.device
     return Layout(blocks, torch.cat(spread).to(device), gather.to(device))
+
+
+def _groups(lengths: torch.Tensor) -> list[torch.Tensor]:
+    """Sequences that share a block, int64 [N] each, for int64 lengths [S]; empty sequences are in none.
+
+    Where most of a group have the length of the longest, the rest stand apart, so that most need no mask.
+    """
+    padded = (lengths + STEP - 1) // STEP * STEP
+    groups = []
+    for size in padded[padded > 0].unique().tolist():
+        chosen = (padded == size).nonzero()[:, 0]
+        full = lengths[chosen] == lengths[chosen].max()
+        split = 2 * int(full.sum()) > len(chosen) and not bool(full.all())
+        groups += [chosen[~full], chosen[full]] if split else [chosen]
+    return groups
 
 
 class _Relay(torch.autograd.Function):
@@ -142,10 +156,10 @@ def packed_attention(
         _Relay.apply(x[0].transpose(0, 1).reshape(num_tokens, heads * size), packed_layout.spread, packed_layout.gather)
         for x in (query, key, value)
     ]
+    sizes = [block.num * block.length for block in packed_layout.blocks]
     outputs = []
-    for block in packed_layout.blocks:
-        last = block.first + block.num * block.length
-        q, k, v = (x[block.first : last].view(block.num, block.length, heads, size).transpose(1, 2) for x in spread)
+    for block, *rows in zip(packed_layout.blocks, *(x.split(sizes) for x in spread), strict=True):
+        q, k, v = (x.view(block.num, block.length, heads, size).transpose(1, 2) for x in rows)
         hidden = block.hidden
         if sliding_window is not None and block.length >= sliding_window:
             offsets = torch.arange(block.length, device=query.device)
@@ -162,10 +176,10 @@ def _attend(
 ) -> torch.Tensor:
     """[N, H, L, D] each; `hidden` is true where a key must not be seen.
 
-    On CPU in bf16 the backward of scaled_dot_product_attention is slow up to a length of about 256 (docs/decisions.md),
-    so short blocks take plain matrix products.
+    On CPU in bf16 the backward of scaled_dot_product_attention takes two to three times as long as plain matrix
+    products (docs/decisions.md); long blocks take it for its memory.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= 256:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= PLAIN_LENGTH:
         scores = torch.matmul(q * scaling, k.transpose(-1, -2))
         if hidden is not None:
             scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bertpipe.errors import ConfigError
-from bertpipe.model.cross_entropy import cross_entropy
+from bertpipe.model.cross_entropy import summed_cross_entropy
 from bertpipe.model.encoders import encode, family
 from bertpipe.model.pooling import classify
 
@@ -32,16 +32,17 @@ class Objective(nn.Module):
         self.model = model
         self.precision = precision
 
-    def forward(self, batch: Any) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Any, factors: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Sums over the slot: `loss` (nats or squared error), `correct`, `count`; for labels also `logits`.
 
-        The sums are scalars, or [K] where the objective has K parts.
+        The sums are scalars, or [K] where the objective has K parts. `factors`, [K], is what the caller will multiply
+        the losses with before the backward pass, if it knows; it changes no result, only saves work.
         """
         bf16 = self.precision == "bf16"
         with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return self.losses(batch)
+            return self.losses(batch, factors)
 
-    def losses(self, batch: Any) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Any, factors: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """What `forward` returns."""
         raise NotImplementedError
 
@@ -55,20 +56,40 @@ class Objective(nn.Module):
 
 
 def masked_losses(
-    batch: Any, hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor]
+    batch: Any,
+    hidden: torch.Tensor,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    factors: torch.Tensor | None,
 ) -> dict[str, torch.Tensor]:
-    """Sums of masked language modelling over a slot: hidden [T, H], `head` from [P, H] to logits [P, V]."""
-    losses, right = cross_entropy(head(hidden[batch.predict_index]), batch.predict_labels)
-    weight = batch.predict_weight
-    return {"loss": (losses * weight).sum(), "correct": (right * weight).sum(), "count": weight.sum()}
+    """Sums of masked language modelling over a slot: hidden [T, H], `head` from [P, H] to logits [P, V].
+
+    `factors` are those of `Objective.forward`; masked language modelling is the first part of its objectives.
+    """
+    index, labels, weight = _predicted(batch)
+    loss, right = summed_cross_entropy(head(hidden[index]), labels, weight, None if factors is None else factors[0])
+    return {"loss": loss, "correct": (right * weight).sum(), "count": weight.sum()}
+
+
+def _predicted(batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Index, labels and weights [P] of the positions to predict.
+
+    The fill behind them is for static shapes; on CPU it is left out, all but one where there is nothing else, so that
+    every parameter has a gradient from every slot.
+    """
+    index, labels, weight = batch.predict_index, batch.predict_labels, batch.predict_weight
+    if index.device.type != "cpu" or torch.compiler.is_compiling():
+        return index, labels, weight
+    kept = max(1, int(weight.count_nonzero()))  # fill comes last
+    return index[:kept], labels[:kept], weight[:kept]
 
 
 class MaskedLM(Objective):
     """Cross-entropy at the masked positions, the head run on those alone (Devlin et al. 2019, 3.1)."""
 
-    def losses(self, batch: Any) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Any, factors: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Scalars; `count` is the number of predicted positions."""
-        return masked_losses(batch, encode(self.model, batch), lambda h: family(self.model).mlm_head(self.model, h))
+        hidden = encode(self.model, batch)
+        return masked_losses(batch, hidden, lambda h: family(self.model).mlm_head(self.model, h), factors)
 
     def count(self, batch: Any) -> int:
         """Predicted positions."""
@@ -117,11 +138,11 @@ class SentencePairs(Objective):
                 f"train.objective: {'_'.join(cls.parts)} trains {' and '.join(PAIR_HEADS)} models, not {kind}; take mlm"
             )
 
-    def losses(self, batch: Any) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Any, factors: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """[2] each: of the predicted positions, and of the pairs (0 where the batch has no labels of pairs)."""
         heads = PAIR_HEADS[self.model.config.model_type]
         hidden = encode(self.model, batch)
-        words = masked_losses(batch, hidden, lambda h: heads.mlm(self.model, h))
+        words = masked_losses(batch, hidden, lambda h: heads.mlm(self.model, h), factors)
         num = 0 if batch.sequence_labels is None else batch.num_sequences
         # the padding of an empty slot goes through the head too, so that every parameter has a gradient everywhere
         logits = heads.sentence(self.model, hidden[batch.cu_seqlens[: max(1, num)].long()]).float()
@@ -156,7 +177,7 @@ class SentenceOrder(SentencePairs):
 class SequenceLabel(Objective):
     """Classification (cross-entropy) or regression (squared error) of whole sequences, on a stock head."""
 
-    def losses(self, batch: Any) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Any, factors: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """`loss`, `correct`, `count` (sequences), and `logits`, fp32 [num_sequences, labels]."""
         num = batch.num_sequences
         # padding goes through the head too, so that every parameter has a gradient from an empty slot as well

@@ -145,7 +145,7 @@ def _backward(
     for number, slot in enumerate(slots):
         torch.manual_seed(keyed.key(settings.seed, "dropout", step, first + number))
         with place.hold_sync(module, hold=number + 1 < len(slots)):
-            out = module(slot)
+            out = module(slot, weights)
             (out["loss"].reshape(-1) * weights).sum().backward()
         sums += torch.stack([out["loss"].detach(), out["correct"]]).double().flatten()
     return sums

@@ -145,6 +145,31 @@ def test_layout_covers_every_token_once():
     assert sum(block.num * block.length for block in plan.blocks) == len(plan.spread)
 
 
+def test_sequences_that_need_no_mask_stand_apart_where_they_are_most():
+    ends = torch.tensor([128] * 5 + [100, 118, 64, 64, 60, 90, 91]).cumsum(0)
+    plan = attention.layout(torch.cat([torch.zeros(1, dtype=torch.int64), ends]).int())
+    found = [(block.num, block.length, block.hidden is not None) for block in plan.blocks]
+    assert found == [(1, 60, False), (2, 64, False), (2, 91, True), (2, 118, True), (5, 128, False)]
+    assert torch.equal(plan.spread[plan.gather], torch.arange(int(ends[-1])))
+
+
+@pytest.mark.parametrize("length", [attention.PLAIN_LENGTH, attention.PLAIN_LENGTH + 1])
+def test_attention_in_bf16_is_that_of_full_precision_at_either_kernel(length):
+    """Outputs and gradients, with padding hidden, within the error of bf16's 8 bits."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, weights = (torch.randn(2, 2, length, 16, generator=generator) for _ in range(4))
+    hidden = (torch.arange(length) >= torch.tensor([[length], [length - 9]]))[:, None, None]
+
+    def run(dtype):
+        leaves = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        out = attention._attend(*leaves, hidden, 0.25, 0.0)
+        (out * weights).sum().backward()
+        return [out.detach().float(), *(leaf.grad.float() for leaf in leaves)]
+
+    for half, full in zip(run(torch.bfloat16), run(torch.float32), strict=True):
+        assert (half - full).norm() < 0.02 * full.norm()
+
+
 def test_without_boundaries_it_refuses():
     model = make("bert")
     encoders.make_packed(model)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bertpipe.model import cross_entropy as module
-from bertpipe.model.cross_entropy import cross_entropy
+from bertpipe.model.cross_entropy import cross_entropy, summed_cross_entropy
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +101,57 @@ def test_no_fp32_tensor_is_larger_than_a_chunk():
         losses.sum().backward()
     assert mode.elements == 3 * 40
     assert leaf.grad is not None and leaf.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("told", [1.0, 1 / 613, 7.0])
+def test_the_sum_has_the_gradient_of_the_single_losses(dtype, told):
+    """Bit for bit where the factor was told; with another one it is rounded once more."""
+    logits, labels = case(dtype=dtype)
+    weights, factor = (torch.arange(11) < 9).float(), torch.tensor(1 / 613)
+    losses, expected = with_gradient(lambda x: cross_entropy(x, labels)[0], logits, weights * factor)
+    leaf = logits.clone().requires_grad_()
+    total, right = summed_cross_entropy(leaf, labels, weights, torch.tensor(told))
+    (total * factor).backward()
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(total.detach(), (losses * weights).sum(), atol=1e-5, rtol=1e-6)
+    assert torch.equal(right, logits.argmax(-1) == labels)
+    if told == 1 / 613:
+        assert torch.equal(leaf.grad, expected)
+    else:
+        torch.testing.assert_close(leaf.grad, expected, atol=1e-9, rtol=1.02 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sum_leaves_the_logits_alone_and_holds_nothing_wide(dtype):
+    logits, labels = case(60, dtype=dtype)
+    before = logits.clone()
+    with Largest() as mode:
+        total, _ = summed_cross_entropy(logits.requires_grad_(), labels, torch.ones(60))
+        total.backward()
+    assert torch.equal(logits.detach(), before)
+    assert dtype == torch.float32 or mode.elements == 3 * 40
+    with torch.no_grad():
+        again, right = summed_cross_entropy(logits, labels, torch.ones(60))
+    assert torch.equal(again, total.detach()) and not again.requires_grad and not right.requires_grad
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS, st.integers(0, 5), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_right_of_the_sum_breaks_ties_alike(rows, label, dtype):
+    logits, labels = torch.tensor(rows, dtype=dtype), torch.full((len(rows),), label)
+    _, right = summed_cross_entropy(logits, labels, torch.ones(len(rows)))
+    assert torch.equal(right, logits.argmax(-1) == labels)
+
+
+def test_the_sum_of_extreme_and_of_no_rows():
+    logits, labels = torch.tensor([[3e4, -3e4, 0.0]]).repeat(3, 1), torch.tensor([0, 1, 2])
+    for number, loss in enumerate((0, 6e4, 3e4)):
+        assert summed_cross_entropy(logits, labels, F.one_hot(torch.tensor(number), 3).float())[0] == loss
+    nothing = torch.zeros(0, 5, requires_grad=True)
+    total, right = summed_cross_entropy(nothing, torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    total.backward()
+    assert total == 0 and len(right) == 0 and nothing.grad.shape == (0, 5)
 
 
 def test_it_compiles_in_one_graph():

@@ -12,7 +12,8 @@ from bertpipe.config import RuntimeConfig
 from bertpipe.data.batches import Examples, ExampleSlots, MaskedSlots
 from bertpipe.data.masking import Masking, Vocabulary
 from bertpipe.data.order import Order
-from bertpipe.model import encoders
+from bertpipe.model import encoders, objectives
+from bertpipe.model.cross_entropy import summed_cross_entropy
 from bertpipe.model.objectives import MaskedLM, SequenceLabel
 from bertpipe.train import loop
 from bertpipe.train.optim import Optimizer, Recipe
@@ -203,6 +204,25 @@ def test_a_step_without_anything_to_predict_is_harmless(tmp_path):
     recipe = Recipe("adamw", 1e-3, 0.01, (0.9, 0.999), 1e-8, "constant", 0, 3, 1.0)
     losses = fit(SequenceLabel(bert(tr.AutoModelForSequenceClassification)), source, tmp_path, recipe, 3)
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
+
+
+def test_the_loop_tells_the_factor_it_multiplies_with_and_the_fill_is_left_out(shards, monkeypatch):
+    """The cross-entropy gets the predicted positions alone, and the gradient of its sum is the factor it was told."""
+    module, slots = MaskedLM(encoders.make_packed(bert(tr.AutoModelForMaskedLM))), masked_slots(shards).slots(0, 0, 2)
+    told, given, rows = [], [], []
+
+    def watch(logits, labels, weights, factor):
+        total, right = summed_cross_entropy(logits, labels, weights, factor)
+        told.append(float(factor))
+        rows.append(len(logits))
+        total.register_hook(lambda gradient: given.append(float(gradient)))
+        return total, right
+
+    monkeypatch.setattr(objectives, "summed_cross_entropy", watch)
+    count = sum(map(module.count, slots))
+    loop._backward(module, slots, loop.LoopSettings(1, 2, 0, 1), place(), 0, 0, [float(count)])
+    assert told == given == [float(torch.tensor(1 / count))] * 2
+    assert rows == [module.count(slot) for slot in slots] and rows[0] < len(slots[0].predict_index)
 
 
 def test_no_decay_for_biases_and_norms():
