@@ -184,6 +184,7 @@ def test_the_published_recipe(name):
 
     cfg = read_config([ROOT / "configs" / f"{name}.yaml"], [])
     assert (cfg.model.preset, cfg.model.dropout, cfg.train.steps) == (name, 0.1, 1_000_000)
+    assert cfg.train.objective == "mlm_nsp"
     assert [(p.last - p.first, p.sequence_length) for p in phases.parts(cfg.train)] == [(900_000, 128), (100_000, 512)]
     assert phases.total_tokens(cfg.train) == 1_000_000 * 256 * 512
     optim = cfg.optim

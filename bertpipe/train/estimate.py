@@ -23,7 +23,7 @@ from bertpipe.data import phases
 from bertpipe.data.batches import BUDGET_SLACK, PackedBatch, pack
 from bertpipe.data.tokenizer import read_vocabulary
 from bertpipe.model import encoders
-from bertpipe.model.objectives import MaskedLM
+from bertpipe.model.objectives import OBJECTIVES, MaskedLM
 from bertpipe.train import pretrain
 from bertpipe.train.flops import MATMUL, count, time_matmul
 from bertpipe.train.optim import Optimizer, Recipe
@@ -98,15 +98,17 @@ def vocabulary_size(cfg: Config) -> tuple[int, str]:
 
 
 def on_meta(cfg: Config, vocabulary: int) -> Any:
-    """The run's masked-LM model without storage."""
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    """The model that the run will train, without storage."""
+    import transformers
 
+    auto_class = OBJECTIVES[cfg.train.objective].auto_class
     with torch.device("meta"):
         if not cfg.model.init:
-            return encoders.build(cfg.model, vocabulary, SPECIAL_IDS, cfg.train.sequence_length, cfg.train.seed)
-        stock = AutoConfig.from_pretrained(cfg.model.init, **cfg.model.overrides)
+            length, seed = cfg.train.sequence_length, cfg.train.seed
+            return encoders.build(cfg.model, vocabulary, SPECIAL_IDS, length, seed, auto_class)
+        stock = transformers.AutoConfig.from_pretrained(cfg.model.init, **cfg.model.overrides)
         encoders.set_dropout(stock, cfg.model.dropout)
-        model = AutoModelForMaskedLM.from_config(stock, attn_implementation="eager", dtype=torch.float32)
+        model = getattr(transformers, auto_class).from_config(stock, attn_implementation="eager", dtype=torch.float32)
     encoders.check_length(model, cfg.train.sequence_length, "train.sequence_length")
     return encoders.settle(model)
 
@@ -171,14 +173,19 @@ class Activations:
 
 
 def count_activations(model: Any, precision: str, length: int, share: float) -> Activations:
-    """Count what models of `model`'s width keep for 2 and 4 sequences of `length` tokens, with 1 and 2 layers."""
+    """Count what models of `model`'s width keep for 2 and 4 sequences of `length` tokens, with 1 and 2 layers.
+
+    All with a masked-LM head alone: a second part of an objective keeps little, one row a sequence.
+    """
+    from transformers import AutoModelForMaskedLM
+
     config, kept = model.config, {}
     for layers in (1, 2):
         shallow = copy.deepcopy(config)
         shallow.num_hidden_layers, shallow.vocab_size = layers, COUNTED_VOCABULARY
         if getattr(shallow, "layer_types", None):
             shallow.layer_types = shallow.layer_types[:layers]
-        stock = type(model)(shallow)
+        stock = AutoModelForMaskedLM.from_config(shallow, attn_implementation="eager", dtype=torch.float32)
         objective = MaskedLM(encoders.make_packed(stock), precision).train()
         for number in (2, 4):
             kept[layers, number] = _kept_bytes(objective, random_batch(number * length, length, COUNTED_VOCABULARY))

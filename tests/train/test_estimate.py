@@ -83,3 +83,13 @@ def test_the_command_answers_without_artifacts(capsys, tmp_path, monkeypatch):
     assert "5,120: 10 steps x 2 slots x 256 tokens" in printed[2] and "s a slot of 256 (128)" in printed[4]
     assert not list(tmp_path.iterdir()), "nothing was made"
     assert cli.main(["estimate", "--train.slot_tokens", "16"]) == 2
+
+
+def test_an_objective_of_pairs_is_estimated_with_its_pooler_and_head():
+    """BertForPreTraining: as many parameters as BertForMaskedLM, a pooler, and two classes more."""
+    pairs = config(train={"objective": "mlm_nsp"})
+    alone, both = (estimate.on_meta(cfg, 600) for cfg in (config(), pairs))
+    width = both.config.hidden_size
+    more = width * width + width + 2 * width + 2
+    assert encoders.count_parameters(both) == encoders.count_parameters(alone) + more
+    assert estimate.memory_of(pairs, both, "fp32").weights == 4 * encoders.count_parameters(both)
