@@ -51,7 +51,7 @@ def test_a_run_says_that_it_is_padded_and_ends_in_a_stock_folder(preset, kind, i
 class Alone(MaskedLM):
     """The loss from the stock forward of one sequence at a time."""
 
-    def losses(self, batch):
+    def losses(self, batch, factors=None):
         logits = []
         for first, last in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
             logits.append(self.model(input_ids=batch.input_ids[:, first:last]).logits[0])
