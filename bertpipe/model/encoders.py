@@ -239,7 +239,7 @@ def make_packed(model: Any, gradient_checkpointing: bool = False, kernel: str = 
     """
     settle(model).set_attn_implementation("eager" if family(model).padded else kernel)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model
 
 
