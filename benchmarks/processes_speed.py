@@ -1,6 +1,6 @@
 """How much faster do two processes of one thread each pretrain than one process of one thread?
 
-    python benchmarks/processes_speed.py          BERT-mini@128, 65,536 tokens a step, 5 rounds: about 4 minutes
+    python benchmarks/processes_speed.py          BERT-mini@128, 65,536 tokens a step, 5 rounds: about 2 minutes
     python benchmarks/processes_speed.py --quick  a toy model; only to see that it runs
 
 Both sides are started by torchrun (gloo on CPU) and run the pretrain stage itself, on the same steps of the same order:

@@ -5,7 +5,7 @@
 Cleans and tokenizes the text with the model's own tokenizer, packs it, freezes the masks of 15 % of its tokens and
 prints the masked-LM loss and accuracy beside the unigram cross-entropy: what the word frequencies of the *training*
 text score at the same positions. Meant to be used once a recipe is settled; tuning belongs to the run's hold-out.
-Writes results/unseen_text-<date>.json.
+Writes results/unseen_text_<fingerprint>-<date>.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def trained_on(run: Path) -> Path:
     return run.parent / f"shards-{fingerprint[:12]}"
 
 
-def score(run: Path, text: list[str], lines: bool, work: Path) -> dict[str, float]:
+def score(run: Path, text: list[str], lines: bool, threads: int | None, work: Path) -> dict[str, float]:
     """Loss, accuracy and unigram cross-entropy (nats) of the model of a pretrain artifact on the files `text`."""
     from bertpipe.data.shards import TokenShards
 
@@ -41,7 +41,7 @@ def score(run: Path, text: list[str], lines: bool, work: Path) -> dict[str, floa
     train = {**manifest["settings"]["train"], "eval_tokens": 10**9}
     model = {"init": str(run / "model")}
     corpus = {"sources": text, "holdout": HOLDOUT, "txt_documents": "line" if lines else "file"}
-    runtime = {"root": str(work), "progress": False}
+    runtime = {"root": str(work), "threads": threads, "progress": False}
     sections = {"corpus": corpus, "tokenizer": {"adopt": str(run / "model")}, "model": model, "train": train}
     cfg = Config.model_validate(sections | {"runtime": runtime})
     pipeline = Pipeline(cfg)
@@ -54,7 +54,9 @@ def score(run: Path, text: list[str], lines: bool, work: Path) -> dict[str, floa
         cfg.model, shards.vocab_size, shards.special_ids, cfg.train.sequence_length, 0, row.auto_class
     )
     encoders.make_packed(stock)
-    evaluation = Evaluation(cfg, pipeline.locate("shards"), row.module(stock, place.precision), place)
+    evaluation = Evaluation(cfg, pipeline.locate("shards"), row.module(stock, place.precision).to(place.device), place)
+    if not evaluation.slots:
+        raise SystemExit(f"{', '.join(text)}: too little text to score")
     figures = evaluation()
     counts = TokenShards(trained_on(run), "train").unigrams
     return {
@@ -71,17 +73,19 @@ def main() -> None:
     reader.add_argument("run", type=Path, help="a pretrain-... folder, its shards beside it")
     reader.add_argument("--text", nargs="+", required=True, help="files or globs, as corpus.sources takes them")
     reader.add_argument("--lines", action="store_true", help="a document a line of .txt files, not a file")
+    reader.add_argument("--threads", type=int, help="default: all cores")
     reader.add_argument("--out", type=Path, help="folder for the JSON (default: results/)")
     options, before = reader.parse_args(), machine()
     with tempfile.TemporaryDirectory() as folder:
-        facts = score(options.run, options.text, options.lines, Path(folder))
+        facts = score(options.run, options.text, options.lines, options.threads, Path(folder))
     print(
         f"{facts['documents']:,} documents, {facts['tokens']:,} tokens: loss {facts['loss']:.3f} nats, "
         f"{facts['unigram_cross_entropy'] - facts['loss']:.3f} below the unigram cross-entropy of "
         f"{facts['unigram_cross_entropy']:.3f}; {facts['accuracy']:.1%} of the masked tokens right"
     )
     names = {"run": options.run.name, "text": [Path(name).name for name in options.text]}
-    write_result("unseen_text", before, names | facts, options.out)
+    name = f"unseen_text_{options.run.name.removeprefix('pretrain-')}"
+    write_result(name, before, names | facts, options.out)
 
 
 if __name__ == "__main__":

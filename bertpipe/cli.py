@@ -52,9 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         traceback.print_exc()
         code = 1
     if several_processes():
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, AttributeError):  # full, or closed from the start and None
+                stream.flush()
         os._exit(code)
     return code
 
@@ -63,7 +63,8 @@ def _guarded(argv: list[str]) -> int:
     """Run a command; what the user did becomes one line and an exit code."""
     try:
         code = _main(argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except BertpipeError as error:
         print(f"bertpipe: {error}", file=sys.stderr)

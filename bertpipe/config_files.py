@@ -31,6 +31,8 @@ def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Conf
         check_keys(tree, str(path))
     for name, _ in flags:
         section, _, key = name.partition(".")
+        if section in Config.model_fields and not key:
+            raise ConfigError(f"--{name} is a section of settings; give one as --{name}.KEY VALUE")
         check_keys({section: {key: None}} if key else {section: None}, f"--{name}")
     argv = [part for path in files if trees[path] for part in ("--config", str(path))]
     argv += [part for name, text in flags for part in (f"--{name}", text)]
@@ -55,14 +57,19 @@ def _plainly(message: str) -> str:
     text = " ".join(message.split())
     found = re.match(r'Parser key "(?P<key>[^"]+)": (?P<reason>Does not .*) Given value: (?P<value>.*)', text)
     found = found or re.match(r'Parser key "(?P<key>[^"]+)": (?P<reason>.*?)\.? Got value: (?P<value>.*)', text)
+    inner = re.search(
+        r'"(?P<key>[^"]+)": (Problem .*: )?Parser key "(?P<part>[^"]+)": .* Given value: (?P<value>.*)', text
+    )
+    if inner:
+        return f"{inner['key']}: {inner['part']} can't be {inner['value']}"
     if not found:
         return re.sub(r"""^Parser key "([^"]+)": (Problem with given class_path '[^']+': )?""", r"\1: ", text)
     key, reason = found["key"], found["reason"]
     if limit := re.search(r"Input should be .*?(?= \[type=)", reason):
         reason = limit[0]
-    elif reason.startswith(("Expected a ", "Does not validate against any")):
+    elif reason.startswith(("Expected a ", "Does not validate against any", "Not a valid subclass")):
         reason = allowed(*key.split(".")[:2])
-    return f"{key}: {reason}, got {found['value']}"
+    return f"{key}: {reason}, got {found['value'].partition(' Subclass types')[0]}"
 
 
 def allowed(section: str, key: str) -> str:
@@ -81,6 +88,10 @@ def _kinds(annotation: Any) -> list[str]:
         return [kind for one in inside for kind in _kinds(one)]
     if origin is Literal:
         return [str(value) for value in inside]
+    if origin in (list, tuple):
+        number = f"{len(inside)} " if origin is tuple else ""
+        within = get_args(inside[0])[0] if get_origin(inside[0]) is Annotated else inside[0]
+        return [f"a list of {number}{SEVERAL.get(within, 'mappings')}"]
     return KINDS.get(origin or annotation, ["something else"])
 
 
@@ -89,11 +100,10 @@ KINDS = {
     int: ["a whole number"],
     float: ["a number"],
     str: ["text"],
-    list: ["a list"],
-    tuple: ["a list"],
     dict: ["a mapping"],
     type(None): ["null"],
 }
+SEVERAL = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
 def parser(sections: Sequence[str] | dict[str, Any], **options: Any) -> Any:

@@ -246,6 +246,20 @@ def test_help_imports_no_torch():
     assert "usage: bertpipe COMMAND" in done.stdout
 
 
+def test_a_hub_that_cannot_be_reached_is_no_obstacle_to_planning(tmp_path):
+    """A port nobody listens on: the connection is really refused, and the tokenizer's commit stays unknown."""
+    flags = ("--tokenizer.adopt", "google-bert/bert-base-uncased", "--runtime.root", tmp_path)
+    away = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": None, "HF_HOME": str(tmp_path / "cache")}
+    planned = bertpipe("plan", "--config", prepare(tmp_path), *flags, **away)
+    assert planned.stdout.splitlines()[1].split()[:2] == ["tokenizer", "missing"]
+
+
+def test_a_closed_stdout_is_no_error(tmp_path):
+    command = f"{sys.executable} -m bertpipe.cli plan --config {prepare(tmp_path)} >&-"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_each_command_explains_its_settings():
     printed = bertpipe("pretrain", "--help").stdout
     for name in ("--optim.lr", "--masking.probability", "--train.steps", "--runtime.checkpoint_every", "Peak learning"):

@@ -172,7 +172,7 @@ def parse_hub(spec: str) -> tuple[str, str | None, str, str | None]:
 
 def _resolve_revision(name: str, revision: str | None) -> str | None:
     """The commit that `revision` (None: the newest) stands for; as given when the Hub can't be asked."""
-    import httpx
+    import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -180,7 +180,7 @@ def _resolve_revision(name: str, revision: str | None) -> str | None:
         return revision
     try:
         return HfApi().dataset_info(name, revision=revision, timeout=10).sha
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError, OSError):
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx2.HTTPError, OSError):
         return revision  # loading it will say what is wrong
 
 

@@ -241,7 +241,7 @@ def _kind(name: str) -> tuple[str, Path]:
 
 def _revision(name: str) -> str | None:
     """Commit of a Hub tokenizer: of the local copy if there is one, else asked for; None without a network."""
-    import httpx
+    import httpx2
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -250,7 +250,7 @@ def _revision(name: str) -> str | None:
         return Path(local).parent.name
     try:
         return HfApi().model_info(name, timeout=10).sha
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError):
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError):
         return None
 
 

@@ -135,11 +135,11 @@ def _load_folder(task: Task, data: str) -> dict[str, Split]:
 @contextlib.contextmanager
 def _hub_errors(task: Task):
     """One clear line when the Hub can't be reached, or has no such data."""
-    import httpx
+    import httpx2
 
     try:
         yield
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, ValueError, httpx2.HTTPError) as error:
         raise DataError(
             f"{HUB} ({task.name}): can't be loaded from the Hub ({_first_line(error)}); "
             f"without a network give finetune.data a folder with {task.name}/train.parquet and validation.parquet"

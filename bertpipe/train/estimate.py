@@ -32,7 +32,7 @@ from bertpipe.train.place import Place
 ASSUMED_MFU = 0.5
 GIB = 1 << 30
 COUNTED_VOCABULARY = 512  # of the models that activations are counted on; logits are reckoned
-LOGIT_BYTES = 16  # a logit in bf16 and fp32, its log-probability, and both gradients
+LOGIT_BYTES = {"bf16": 4, "fp32": 8}  # a logit and its gradient (model/cross_entropy.py)
 TIMED_SLOTS = 3
 SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}  # where they stand makes no difference here
 
@@ -128,7 +128,9 @@ class _Small(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.small = {name: nn.Parameter(torch.ones((2,) * p.ndim)) for name, p in model.named_parameters()}
+        self.small = {
+            name: nn.Parameter(torch.ones((2,) * p.ndim), p.requires_grad) for name, p in model.named_parameters()
+        }
 
     def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.small.items()
@@ -155,6 +157,8 @@ class Activations:
     vocabulary: int
     share: float
     """Of the tokens that are predicted."""
+    precision: str
+    """bf16 or fp32."""
     a_token: float
     a_layer_token: float
     a_layer: float
@@ -169,7 +173,7 @@ class Activations:
 
     def logits(self, tokens: int) -> float:
         """Bytes of the logits and of what comes of them."""
-        return LOGIT_BYTES * self.vocabulary * (self.share * tokens + BUDGET_SLACK)
+        return LOGIT_BYTES[self.precision] * self.vocabulary * (self.share * tokens + BUDGET_SLACK)
 
 
 def count_activations(model: Any, precision: str, length: int, share: float) -> Activations:
@@ -196,9 +200,8 @@ def count_activations(model: Any, precision: str, length: int, share: float) -> 
     rest = kept[1, 2] - a_layer - tokens * (a_token + a_layer_token)
     if precision == "bf16":  # the copy of the output matrix, which the counted model has for a small vocabulary
         rest += 2 * config.hidden_size * (config.vocab_size - COUNTED_VOCABULARY)
-    return Activations(
-        config.num_hidden_layers, config.hidden_size, config.vocab_size, share, a_token, a_layer_token, a_layer, rest
-    )
+    sizes = config.num_hidden_layers, config.hidden_size, config.vocab_size
+    return Activations(*sizes, share, precision, a_token, a_layer_token, a_layer, rest)
 
 
 def _kept_bytes(objective: nn.Module, batch: PackedBatch) -> int:

@@ -54,6 +54,20 @@ def test_activations_are_what_the_whole_model_keeps(precision):
     assert counted.of(256, recomputed=True) < 0.8 * counted.of(256)
 
 
+@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("bf16", 2)])
+def test_logits_count_with_their_gradient(precision, size):
+    """At a vocabulary of 30,522 they are most of what a small model keeps; the gradient is kept, the logits are not."""
+    cfg = config(tokenizer={"vocab_size": 30_522})
+    model = encoders.build(cfg.model, 30_522, estimate.SPECIAL_IDS, 32, 0)
+    real = estimate._kept_bytes(
+        MaskedLM(encoders.make_packed(model), precision).train(), estimate.random_batch(1024, 32, 30_522)
+    )
+    predicted = -(-1024 // 7)  # random_batch predicts every seventh
+    counted = estimate.count_activations(estimate.on_meta(cfg, 30_522), precision, 32, 1 / 7)
+    margin = size * estimate.BUDGET_SLACK * 30_522 * 2
+    assert counted.of(1024) - margin == pytest.approx(real + size * predicted * 30_522, rel=0.1)
+
+
 def test_flops_are_those_of_torchs_counter():
     cfg = config()
     model = build(cfg)
@@ -92,4 +106,3 @@ def test_an_objective_of_pairs_is_estimated_with_its_pooler_and_head():
     width = both.config.hidden_size
     more = width * width + width + 2 * width + 2
     assert encoders.count_parameters(both) == encoders.count_parameters(alone) + more
-    assert estimate.memory_of(pairs, both, "fp32").weights == 4 * encoders.count_parameters(both)
