@@ -13,10 +13,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bertpipe.artifact import environment, write_json
-from bertpipe.config import Config, CorpusConfig, RuntimeConfig, TokenizerConfig
+from bertpipe.config import (
+    Config,
+    CorpusConfig,
+    MaskingConfig,
+    ModelConfig,
+    OptimConfig,
+    RuntimeConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from bertpipe.pipeline import Pipeline
 
 RESULTS = Path(__file__).parent / "results"
+NEVER = 10**9  # steps between two of what must not happen while something is measured
 
 
 class Data(NamedTuple):
@@ -75,6 +85,18 @@ def prepare(work: Path, folder: Path | None, characters: int, vocab_size: int | 
     for stage in ("corpus", "tokenizer", "shards"):
         pipeline.run(stage)
     return Data(*(pipeline.locate(stage) for stage in ("corpus", "tokenizer", "shards")), source)
+
+
+def measured_run(model: ModelConfig, tokens_per_step: int, runtime: RuntimeConfig, **train: Any) -> Config:
+    """The pretrain stage as speed is measured on it: AdamW, 15 % masked, the least of evaluations."""
+    slots = tokens_per_step // train["slot_tokens"]
+    return Config(
+        model=model,
+        masking=MaskingConfig(probability=0.15),
+        optim=OptimConfig(name="adamw", lr=1e-4, warmup_steps=10),
+        train=TrainConfig(slots_per_step=slots, eval_tokens=train["sequence_length"], **train),
+        runtime=runtime.model_copy(update={"checkpoint_every": NEVER, "progress": False}),
+    )
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

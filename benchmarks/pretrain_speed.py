@@ -35,9 +35,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import Data, machine, prepare, real_data, spread, write_result
+from common import Data, machine, measured_run, prepare, real_data, spread, write_result
 
-from bertpipe.config import Config, MaskingConfig, ModelConfig, OptimConfig, RuntimeConfig, TrainConfig
+from bertpipe.config import Config, ModelConfig, RuntimeConfig
 from bertpipe.config_files import read_preset
 
 TABLES = ("bert-base@128", "bert-base@512", "bert-mini@128")
@@ -75,25 +75,14 @@ class Table:
 
     def config(self, dropout: float) -> Config:
         """The settings of the pretrain stage, and of the model on every side."""
-        return Config(
-            model=self.model.model_copy(update={"dropout": dropout}),
-            masking=MaskingConfig(probability=0.15),
-            optim=OptimConfig(name="adamw", lr=1e-4, warmup_steps=10),
-            train=TrainConfig(
-                steps=self.warmup + self.rounds * self.steps + 1,
-                sequence_length=self.length,
-                slot_tokens=self.slot_tokens,
-                slots_per_step=self.tokens_per_step // self.slot_tokens,
-                precision=self.precision,  # type: ignore[arg-type]
-                eval_tokens=self.length,
-            ),
-            runtime=RuntimeConfig(
-                root=str(self.work),
-                threads=self.threads,
-                device=self.device,  # type: ignore[arg-type]
-                checkpoint_every=10**9,
-                progress=False,
-            ),
+        return measured_run(
+            self.model.model_copy(update={"dropout": dropout}),
+            self.tokens_per_step,
+            RuntimeConfig(root=str(self.work), threads=self.threads, device=self.device),  # type: ignore[arg-type]
+            steps=self.warmup + self.rounds * self.steps + 1,
+            sequence_length=self.length,
+            slot_tokens=self.slot_tokens,
+            precision=self.precision,
         )
 
 

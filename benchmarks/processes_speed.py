@@ -24,12 +24,11 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common import Data, machine, prepare, real_data, spread, write_result
+from common import Data, machine, measured_run, prepare, real_data, spread, write_result
 
-from bertpipe.config import Config, MaskingConfig, ModelConfig, OptimConfig, RuntimeConfig, TrainConfig
+from bertpipe.config import Config, ModelConfig, RuntimeConfig
 
 SIDES = {"one": 1, "two": 2}
-NEVER = 10**9
 
 
 class EnoughError(Exception):
@@ -38,18 +37,13 @@ class EnoughError(Exception):
 
 def make_config(options: argparse.Namespace, work: Path) -> Config:
     """Settings of the pretrain stage on both sides."""
-    return Config(
-        model=ModelConfig(preset=options.preset, dropout=0.0),
-        masking=MaskingConfig(probability=0.15),
-        optim=OptimConfig(name="adamw", lr=1e-4, warmup_steps=10),
-        train=TrainConfig(
-            steps=options.warmup + options.rounds * options.steps + 1,
-            sequence_length=options.length,
-            slot_tokens=options.slot_tokens,
-            slots_per_step=options.tokens_per_step // options.slot_tokens,
-            eval_tokens=options.length,
-        ),
-        runtime=RuntimeConfig(root=str(work), threads=1, device="cpu", checkpoint_every=NEVER, progress=False),
+    return measured_run(
+        ModelConfig(preset=options.preset, dropout=0.0),
+        options.tokens_per_step,
+        RuntimeConfig(root=str(work), threads=1, device="cpu"),
+        steps=options.warmup + options.rounds * options.steps + 1,
+        sequence_length=options.length,
+        slot_tokens=options.slot_tokens,
     )
 
 

@@ -31,13 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import Data, machine, prepare, real_data, write_result
+from common import NEVER, Data, machine, prepare, real_data, write_result
 
 from bertpipe.config import Config, ModelConfig, OptimConfig, RuntimeConfig, TrainConfig
 
 RATES = (2e-3, 1e-3, 4e-3, 5e-4, 8e-3)  # likely ones first: whatever is slower is stopped early
 STEPS = 20_000  # of a run, at most; more than any reaches in its time
-NEVER = 10**9
 
 
 @dataclass(frozen=True)
