@@ -205,6 +205,15 @@ class TrainConfig(Section):
     batch_warmup: list[Ramp] = Field(default_factory=list)
     """Smaller steps at the start, in order, e.g. [{steps: 500, slots: 8}, {steps: 500, slots: 16}]; then
     train.slots_per_step. Every number of slots must be a multiple of the first one."""
+    reduction: Literal["fast", "exact"] = "fast"
+    """How the slots' gradients are added up. fast: DistributedDataParallel; other numbers of processes differ in the
+    last bits. exact: each slot's alone, in one fixed order, so that any number of processes gives the same bits; for
+    its memory see `bertpipe estimate`."""
+    max_skipped: int = Field(default=5, ge=1)
+    """A step whose loss or gradient is not finite is skipped; so many in a row stop the run."""
+    spike_deviations: float = Field(default=0.0, ge=0)
+    """Also skip a step whose loss is so many standard deviations above its running mean, `max_skipped` in a row at
+    most; 0 skips none. 6 is a common value."""
 
 
 class FinetuneConfig(Section):
@@ -298,6 +307,10 @@ class RuntimeConfig(Section):
     profile: int = Field(default=0, ge=0)
     """Steps of pretraining to trace, after two: into profile/ of the run, the ten largest costs printed. 0: none;
     `bertpipe pretrain --profile` means 3."""
+    timeout: int = Field(default=1_800, ge=1)
+    """Seconds that processes of a run wait for one another before they take one for lost, name it and end."""
+    desync_every: int = Field(default=100, ge=0)
+    """Steps between comparisons of the weights that the processes hold; 0: never."""
 
 
 class Config(Section):

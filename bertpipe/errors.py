@@ -20,3 +20,7 @@ class DataError(BertpipeError):
 
 class ArtifactError(BertpipeError):
     """An artifact is missing, damaged, in use or made by another recipe."""
+
+
+class RunError(BertpipeError):
+    """A run can't go on: it diverged, or one of its processes is lost or no longer holds what the others hold."""

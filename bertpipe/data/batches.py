@@ -246,8 +246,8 @@ class _Steps(Dataset):
     def __init__(self, source: StepSource, first: int, last: int):
         self.source, self.first, self.last = source, first, last
 
-    def __getitem__(self, step: int) -> list[PackedBatch]:
-        return self.source.slots(step, self.first, self.last)
+    def __getitem__(self, step: int) -> tuple[int, list[PackedBatch]]:
+        return step, self.source.slots(step, self.first, self.last)
 
 
 def _ignore_signals(worker: int) -> None:
@@ -258,8 +258,8 @@ def _ignore_signals(worker: int) -> None:
 
 def load(
     source: StepSource, steps: range, first: int, last: int, workers: int, pin: bool
-) -> Generator[list[PackedBatch], None, None]:
-    """Slots first .. last - 1 of each of `steps`, prepared ahead by `workers` processes (0: in line).
+) -> Generator[tuple[int, list[PackedBatch]], None, None]:
+    """Each of `steps` with its slots first .. last - 1, prepared ahead by `workers` processes (0: in line).
 
     Closing it ends the workers.
     """

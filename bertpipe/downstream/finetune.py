@@ -283,9 +283,11 @@ def predict(objective: SequenceLabel, job: Job, split: str, place: Place) -> np.
     objective.eval()
     parts = np.split(order, np.flatnonzero(np.diff(ends // PREDICT_TOKENS)) + 1)
     with torch.no_grad():
-        for part in parts[place.rank :: place.world]:
-            batch = pack_examples(unlabelled, part, job.tokenizer.pad_token_id or 0).to(place.device)
-            logits[part] = objective(batch)["logits"].cpu().numpy()
+        for first in range(0, len(parts), place.world):
+            place.check_stop()
+            for part in parts[first : first + place.world][place.rank : place.rank + 1]:
+                batch = pack_examples(unlabelled, part, job.tokenizer.pad_token_id or 0).to(place.device)
+                logits[part] = objective(batch)["logits"].cpu().numpy()
     if place.world > 1:  # one process has a row's logits, the others zeros: their sum is exact
         logits = np.array(place.sum(torch.from_numpy(logits)), np.float32).reshape(logits.shape)
     return logits

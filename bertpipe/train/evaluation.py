@@ -51,7 +51,7 @@ class Evaluation:
         self.unigram = unigram_cross_entropy(TokenShards(folder, "train").unigrams, self.slots)
 
     def __call__(self) -> dict[str, float]:
-        """Evaluate; each process takes every world-th slot."""
+        """Evaluate; each process takes every world-th slot, and the figures don't depend on how many there are."""
         self.objective.eval()
         loss, correct, count = self._sums(self.slots, 0)
         self.last = {
@@ -66,13 +66,20 @@ class Evaluation:
         return self.last
 
     def _sums(self, slots: list[PackedBatch], part: int) -> list[float]:
-        """Loss, correct and count of a part of the objective, over all processes."""
-        sums = torch.zeros(3, dtype=torch.float64, device=self.place.device)
+        """Loss, correct and count of a part of the objective, over all processes, added up slot by slot.
+
+        Raises Stopped on all processes when any was asked to stop.
+        """
+        rank, world = self.place.rank, self.place.world
+        sums = torch.zeros(len(slots), 3, dtype=torch.float64, device=self.place.device)
         with torch.no_grad():
-            for slot in slots[self.place.rank :: self.place.world]:
-                out = self.objective(slot.to(self.place.device))
-                sums += torch.stack([out[name].reshape(-1)[part] for name in ("loss", "correct", "count")]).double()
-        return self.place.sum(sums)
+            for first in range(0, len(slots), world):
+                self.place.check_stop()
+                if first + rank < len(slots):
+                    out = self.objective(slots[first + rank].to(self.place.device))
+                    figures = [out[name].reshape(-1)[part] for name in ("loss", "correct", "count")]
+                    sums[first + rank] = torch.stack(figures).double()
+        return torch.tensor(self.place.sum(sums), dtype=torch.float64).sum(0).tolist()
 
 
 def unigram_cross_entropy(counts: np.ndarray, slots: list[PackedBatch]) -> float:

@@ -8,30 +8,28 @@ slot from (seed, step, slot), so there is no random state to save.
 from __future__ import annotations
 
 import math
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bertpipe.data import keyed
 from bertpipe.data.batches import PackedBatch, StepSource, load
-from bertpipe.errors import DataError
+from bertpipe.errors import RunError
 from bertpipe.model.objectives import Objective
 from bertpipe.train.checkpoint import Checkpoints
 from bertpipe.train.flops import Meter
+from bertpipe.train.guard import Guard, compare_weights
 from bertpipe.train.optim import Optimizer
 from bertpipe.train.place import Place
 from bertpipe.train.profile import Trace
+from bertpipe.train.progress import Bar
+from bertpipe.train.reduction import REDUCTIONS, Reduction
+from bertpipe.train.signals import Stopped, catching
 from bertpipe.train.tracking import Record, Speed
-
-PLAIN_SECONDS = 30.0  # between progress lines where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,10 @@ class LoopSettings:
     loader_workers: int = 0
     progress: bool = True
     description: str = "pretrain"
+    reduction: str = "fast"
+    max_skipped: int = 5
+    spike_deviations: float = 0.0
+    desync_every: int = 100
 
 
 def fit(
@@ -64,91 +66,158 @@ def fit(
 ) -> Speed:
     """Train `objective` in place for the settings' steps, from the newest checkpoint if there is one.
 
-    KeyboardInterrupt (Ctrl-C or SIGTERM on any process) ends it after the current step, with a checkpoint saved.
+    KeyboardInterrupt (Ctrl-C or SIGTERM on any process) ends it after the current step, or in the midst of an
+    evaluation, with a checkpoint saved. Raises RunError when the run diverged or a process is lost.
     """
     share = place.share(settings.slots_per_step, "slots_per_step")
     state = _resume(objective, optimizer, place, record, checkpoints)
-    module = place.wrap(objective)
-    module.train()
-    speed = Speed(state["seconds"], meter)
-    loader = load(source, range(state["step"], settings.steps), *share, settings.loader_workers, _pins(place))
-    batches = speed.watch(loader)
-    bar = _Bar(settings, place, state["step"])
-    with closing(loader), _stop_signals() as stop, bar, trace or nullcontext():
-        for step in range(state["step"], settings.steps):
-            waiting = time.monotonic()
-            slots = [batch.to(place.device) for batch in next(batches)]
-            waited = time.monotonic() - waiting
-            *counts, tokens, room, sequences, stopping = place.sum(_measure(objective, slots, stop.asked))
-            lr = optimizer.set_lr(step)
-            sums = _backward(module, slots, settings, place, step, place.rank * len(slots), counts)
-            norm = optimizer.step()
-            figures = means(objective.parts, place.sum(sums), counts)
-            loss = figures["loss"]
-            if not math.isfinite(loss) or not math.isfinite(norm):  # alike on all processes
-                raise DataError(
-                    f"step {step + 1}: loss {loss}, gradient norm {norm}: diverged; lower the learning rate"
-                )
-            state["tokens"] += int(tokens)
-            speed.add(int(tokens), waited)
-            line = {"step": step + 1, "epoch": epoch_of(step), "tokens": state["tokens"], **figures}
-            line |= {"lr": lr, "grad_norm": norm, "sequences": int(sequences)}
-            line["fill"] = tokens / room
-            record.write("metrics", line)
+    steps = range(state["step"], settings.steps)
+    run = _Run(objective, optimizer, settings, place, record, evaluate, checkpoints, epoch_of, state, meter)
+    loader = load(source, steps, *share, settings.loader_workers, _pins(place))
+    batches = run.speed.watch(loader)
+    with closing(loader), place.watched(), catching(place.stop), run.bar, trace or nullcontext():
+        if state["evaluation_due"]:
+            run.assess(state["step"])
+        for step in steps:
+            place.doing(f"step {step + 1}")
+            stopping = run.step(step, batches)
             last = step + 1 == settings.steps
             if last or (step + 1) % settings.log_every == 0:
-                record.write("speed", {"step": step + 1} | speed.read())
-            bar.update(step + 1, line, speed)
-            if evaluate is not None and (last or (step + 1) % settings.eval_every == 0):
-                started = time.monotonic()
-                figures = evaluate()
-                module.train()
-                speed.pause(time.monotonic() - started)
-                record.write("metrics", {"step": step + 1} | figures)
-                bar.say(step + 1, figures)
+                record.write("speed", {"step": step + 1} | run.speed.read())
+            if last or (step + 1) % settings.eval_every == 0:
+                run.assess(step + 1)
             due = settings.checkpoint_every and (step + 1) % settings.checkpoint_every == 0
-            if checkpoints is not None and (last or due or stopping):
-                _save(step + 1, objective, optimizer, place, record, checkpoints, state, speed)
+            if last or due or stopping:
+                run.save(step + 1)
+            elif settings.desync_every and (step + 1) % settings.desync_every == 0:
+                run.compare(step + 1)
             if trace is not None:
                 trace.step()
             if stopping:
-                raise KeyboardInterrupt
-        if any(place.sum([float(stop.asked)])):  # asked for in the last step or its evaluation
-            raise KeyboardInterrupt
-    return speed
+                raise Stopped
+        place.check_stop()  # asked for in the last step
+    return run.speed
 
 
-def _measure(objective: Objective, slots: list[PackedBatch], stop: bool) -> list[float]:
-    """What processes must agree on before a step: divisors, real tokens, all tokens, sequences, stop or not."""
+class _Run:
+    """What the steps of one call of `fit` share."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: Optimizer,
+        settings: LoopSettings,
+        place: Place,
+        record: Record,
+        evaluate: Callable[[], dict[str, float]] | None,
+        checkpoints: Checkpoints | None,
+        epoch_of: Callable[[int], int],
+        state: dict[str, Any],
+        meter: Meter | None,
+    ):
+        self.objective, self.optimizer, self.settings, self.place = objective, optimizer, settings, place
+        self.record, self.evaluate, self.checkpoints, self.epoch_of = record, evaluate, checkpoints, epoch_of
+        self.state = state
+        self.guard = Guard(settings.max_skipped, settings.spike_deviations, state["guard"])
+        self.reduction: Reduction = REDUCTIONS[settings.reduction](objective, place)
+        self.speed = Speed(state["seconds"], meter)
+        self.bar = Bar(settings.description, settings.steps, state["step"], settings.progress and place.is_main)
+        objective.train()
+
+    def step(self, step: int, batches: Iterator[tuple[int, list[PackedBatch]]]) -> bool:
+        """Take a step (from 0), or skip it; returns whether a process was asked to stop."""
+        place, objective = self.place, self.objective
+        waiting = time.monotonic()
+        of, slots = next(batches)
+        slots = [slot.to(place.device) for slot in slots]
+        waited = time.monotonic() - waiting
+        measured = [*_measure(objective, slots), float(place.stop.asked), float(of)]
+        *counts, tokens, room, sequences, stopping, steps = place.sum(measured)
+        if steps != step * place.world:
+            raise RunError(f"step {step + 1}: the processes are not at the same step's batch; run the command again")
+        lr = self.optimizer.set_lr(step)
+        sums = _backward(self.reduction, slots, self.settings, place, step, counts)
+        norm = self.optimizer.clip()
+        figures = means(objective.parts, sums.sum(0).tolist(), counts)
+        skipped = self.guard.judge(step + 1, figures["loss"], norm, sums[:, : len(counts)].sum(1).tolist())
+        if skipped is None:
+            self.optimizer.update()
+        else:
+            self.optimizer.clear()
+            self.bar.say(step + 1, f"skipped: {skipped}")
+        self.state["tokens"] += int(tokens)
+        self.speed.add(int(tokens), waited)
+        line = {"step": step + 1, "epoch": self.epoch_of(step), "tokens": self.state["tokens"]}
+        line |= {name: v for name, v in (figures | {"lr": lr, "grad_norm": norm}).items() if math.isfinite(v)}
+        line |= {"sequences": int(sequences), "fill": tokens / room}
+        self.record.write("metrics", line if skipped is None else line | {"skipped": skipped})
+        self.bar.update(step + 1, line, self.speed)
+        return bool(stopping)
+
+    def assess(self, step: int) -> None:
+        """Evaluate after `step` steps; stopped in its midst, leave a checkpoint that knows what is due."""
+        if self.evaluate is None:
+            return
+        started = time.monotonic()
+        self.state["evaluation_due"] = True
+        try:
+            figures = self.evaluate()
+        except Stopped:
+            self.save(step)
+            raise
+        self.state["evaluation_due"] = False
+        self.objective.train()
+        self.speed.pause(time.monotonic() - started)
+        self.record.write("metrics", {"step": step} | figures)
+        self.bar.evaluated(step, figures)
+
+    def compare(self, step: int) -> None:
+        """RunError unless all processes hold the same weights."""
+        if self.place.world > 1:
+            compare_weights(step, self.optimizer.parameters.values(), self.place)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint of what all processes hold."""
+        if self.settings.desync_every:
+            self.compare(step)
+        if self.checkpoints is None or not self.place.is_main:
+            return
+        state = {name: self.state[name] for name in ("tokens", "evaluation_due")}
+        state |= {"seconds": self.speed.seconds, "positions": self.record.positions(), "guard": self.guard.state}
+        self.checkpoints.save(step, self.objective.model, self.optimizer, state | {"place": self.place.facts()})
+
+
+def _measure(objective: Objective, slots: list[PackedBatch]) -> list[float]:
+    """What processes add up before a step: divisors, real tokens, all tokens, sequences."""
     return [
         *(float(sum(part)) for part in zip(*(objective.counts(slot) for slot in slots), strict=True)),
         float(sum(slot.num_tokens for slot in slots)),
         float(sum(slot.input_ids.numel() for slot in slots)),
         float(sum(slot.num_sequences for slot in slots)),
-        float(stop),
     ]
 
 
 def _backward(
-    module: Any,
+    reduction: Reduction,
     slots: list[PackedBatch],
     settings: LoopSettings,
     place: Place,
     step: int,
-    first: int,
     counts: list[float],
 ) -> torch.Tensor:
-    """Gradients of the step, in place; returns this process's sums of K losses, then K correct, float64 [2 K]."""
-    sums = torch.zeros(2 * len(counts), dtype=torch.float64, device=place.device)
-    # DDP averages over the processes, so each scales up by their number
-    weights = torch.tensor([place.world / max(1.0, count) for count in counts], device=place.device)
+    """Gradients of the step, in place; returns every slot's sums of K losses, then K correct, float64 [slots, 2 K]."""
+    sums = torch.zeros(place.world * len(slots), 2 * len(counts), dtype=torch.float64, device=place.device)
+    weights = torch.tensor([reduction.scale / max(1.0, count) for count in counts], device=place.device)
     for number, slot in enumerate(slots):
-        torch.manual_seed(keyed.key(settings.seed, "dropout", step, first + number))
-        with place.hold_sync(module, hold=number + 1 < len(slots)):
-            out = module(slot, weights)
+        position = place.rank * len(slots) + number
+        torch.manual_seed(keyed.key(settings.seed, "dropout", step, position))
+        with reduction.slot(number, len(slots)):
+            out = reduction.module(slot, weights)
             (out["loss"].reshape(-1) * weights).sum().backward()
-        sums += torch.stack([out["loss"].detach(), out["correct"]]).double().flatten()
-    return sums
+        sums[position] = torch.stack([out["loss"].detach(), out["correct"]]).double().flatten()
+    reduction.finish(len(slots))
+    # the other processes' rows are zeros here, so adding them up is exact
+    return torch.tensor(place.sum(sums), dtype=torch.float64)
 
 
 def means(parts: tuple[str, ...], sums: list[float], counts: list[float]) -> dict[str, float]:
@@ -167,11 +236,18 @@ def _resume(
     objective: Objective, optimizer: Optimizer, place: Place, record: Record, checkpoints: Checkpoints | None
 ) -> dict[str, Any]:
     """Weights and optimizer of the newest checkpoint, in place, and the state to go on from."""
-    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "positions": {}}
+    state: dict[str, Any] = {
+        "step": 0,
+        "tokens": 0,
+        "seconds": 0.0,
+        "positions": {},
+        "evaluation_due": False,
+        "guard": {},
+    }
     newest = checkpoints.newest() if checkpoints is not None else None
     if newest is not None and checkpoints is not None:
         objective.to(place.device)
-        state = checkpoints.restore(newest, objective.model, optimizer)
+        state |= checkpoints.restore(newest, objective.model, optimizer)
         if place.is_main:
             print(f"resuming after step {state['step']} from {newest}")
             changed = {k: (state["place"].get(k), v) for k, v in place.facts().items() if state["place"].get(k) != v}
@@ -181,98 +257,5 @@ def _resume(
     return state
 
 
-def _save(
-    step: int,
-    objective: Objective,
-    optimizer: Optimizer,
-    place: Place,
-    record: Record,
-    checkpoints: Checkpoints,
-    state: dict[str, Any],
-    speed: Speed,
-) -> None:
-    """One process writes; the others wait for it."""
-    if place.is_main:
-        facts = {"tokens": state["tokens"], "seconds": speed.seconds, "positions": record.positions()}
-        checkpoints.save(step, objective.model, optimizer, facts | {"place": place.facts()})
-    place.barrier()
-
-
 def _pins(place: Place) -> bool:
     return place.device.type == "cuda"
-
-
-class _Stop:
-    """Whether a signal asked this process to stop."""
-
-    asked = False
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Turn the first SIGINT or SIGTERM into a wish to stop after the step; a second SIGINT stops at once."""
-    stop = _Stop()
-
-    def ask(number: int, frame: Any) -> None:
-        if stop.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Bar:
-    """Progress of the main process: a bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, settings: LoopSettings, place: Place, start: int):
-        self.settings, self.shown = settings, settings.progress and place.is_main
-        console = Console(stderr=True)
-        self.terminal = self.shown and console.is_terminal
-        self.said, self.start = time.monotonic(), start
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not self.terminal,
-        )
-        self.task = self.bar.add_task(settings.description, total=settings.steps, completed=start, figures="")
-
-    def __enter__(self) -> _Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.bar.stop()
-
-    def update(self, step: int, line: dict[str, Any], speed: Speed) -> None:
-        """Show a finished step."""
-        if not self.shown:
-            return
-        share = speed.waited / max(1e-9, time.monotonic() - speed.last) if speed.tokens else 0.0
-        figures = f"loss {line['loss']:.3f}  {speed.tokens_per_second:,.0f} tokens/s  data wait {share:.0%}"
-        if speed.mfu is not None:
-            figures += f"  MFU {speed.mfu:.0%}"
-        if self.terminal:
-            self.bar.update(self.task, completed=step, figures=figures)
-        elif time.monotonic() - self.said > PLAIN_SECONDS:
-            self.said = time.monotonic()
-            left = (speed.seconds - speed.before) / max(1, step - self.start) * (self.settings.steps - step)
-            name = self.settings.description
-            print(f"{name}: step {step}/{self.settings.steps}  {figures}  {left:.0f} s left", file=sys.stderr)
-
-    def say(self, step: int, figures: dict[str, float]) -> None:
-        """Show an evaluation."""
-        if self.shown:
-            text = "  ".join(f"{k.removeprefix('eval_').replace('_', ' ')} {v:.4g}" for k, v in figures.items())
-            self.bar.console.print(
-                f"{self.settings.description}: step {step}  hold-out: {text}", highlight=False, soft_wrap=True
-            )

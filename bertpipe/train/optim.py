@@ -79,11 +79,24 @@ class Optimizer:
 
     def step(self) -> float:
         """Clip, update, clear the gradients; returns the gradient norm before clipping."""
-        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), self.recipe.max_grad_norm)
+        norm = self.clip()
+        self.update()
+        return norm
+
+    def clip(self) -> float:
+        """Clip the gradients; returns their norm before that."""
+        return float(nn.utils.clip_grad_norm_(list(self.parameters.values()), self.recipe.max_grad_norm))
+
+    def update(self) -> None:
+        """Change the weights by the gradients and clear those."""
         for part in self.parts:
             part.step()
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop the gradients."""
+        for part in self.parts:
             part.zero_grad(set_to_none=True)
-        return float(norm)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Every state tensor as `parameter name//state name`; a group's step count stands with its first parameter."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import nn
 
 from bertpipe.config import RuntimeConfig
 from bertpipe.errors import ConfigError
+from bertpipe.train.peers import Peers
+from bertpipe.train.signals import Stop, Stopped
 
 
 class Place:
@@ -30,13 +33,16 @@ class Place:
         cuda = torch.cuda.is_available() if runtime.device == "auto" else runtime.device == "cuda"
         if cuda and not torch.cuda.is_available():
             raise ConfigError("runtime.device: cuda is not available here; use cpu or auto")
-        self.accelerator = Accelerator(cpu=not cuda, mixed_precision="no")
+        waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=runtime.timeout))
+        self.accelerator = Accelerator(cpu=not cuda, mixed_precision="no", kwargs_handlers=[waiting])
         announced = int(os.environ.get("WORLD_SIZE", "1"))
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         if announced != self.world:
             raise ConfigError(
                 f"the launcher announced WORLD_SIZE={announced} but {self.world} process(es) came together"
             )
+        self.stop = Stop()
+        self.peers = Peers(self.rank, self.world) if self.world > 1 else None
         local = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
         self.threads = runtime.threads or max(1, len(os.sched_getaffinity(0)) // local)
         torch.set_num_threads(self.threads)
@@ -59,6 +65,20 @@ class Place:
             )
         each = slots_per_step // self.world
         return self.rank * each, (self.rank + 1) * each
+
+    def doing(self, what: str) -> None:
+        """Note what this process does, for the message should another be lost meanwhile."""
+        if self.peers is not None:
+            self.peers.doing = what
+
+    def watched(self) -> contextlib.AbstractContextManager[Any]:
+        """Around work that waits for other processes: a RunError names the one that is lost."""
+        return contextlib.nullcontext() if self.peers is None else self.peers.watched()
+
+    def check_stop(self) -> None:
+        """Stopped, on all processes, if any of them was asked to stop; all of them call it."""
+        if any(self.sum([float(self.stop.asked)])):
+            raise Stopped
 
     def sum(self, values: list[float] | torch.Tensor) -> list[float]:
         """Elementwise sum over the processes."""

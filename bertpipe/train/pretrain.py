@@ -197,6 +197,10 @@ def settings(cfg: Config) -> loop.LoopSettings:
         log_every=cfg.runtime.log_every,
         loader_workers=cfg.runtime.loader_workers,
         progress=cfg.runtime.progress,
+        reduction=cfg.train.reduction,
+        max_skipped=cfg.train.max_skipped,
+        spike_deviations=cfg.train.spike_deviations,
+        desync_every=cfg.runtime.desync_every,
     )
 
 

@@ -81,14 +81,14 @@ class Speed:
         self.paused += seconds
         self.last += seconds
 
-    def watch(self, batches: Iterator[list[PackedBatch]]) -> Iterator[list[PackedBatch]]:
+    def watch(self, batches: Iterator[tuple[int, list[PackedBatch]]]) -> Iterator[tuple[int, list[PackedBatch]]]:
         """The same batches, their FLOPs counted as they pass, before they go to the device."""
-        for slots in batches:
+        for step, slots in batches:
             if self.meter is not None:
                 flops = self.meter.of(slots)
                 self.flops += flops
                 self.all_flops += flops
-            yield slots
+            yield step, slots
 
     def add(self, tokens: int, waited: float) -> None:
         """Count a step's real tokens and the seconds it waited for data."""

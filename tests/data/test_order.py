@@ -123,7 +123,8 @@ def global_batches(shards, world, workers, steps):
     parts = [list(load(source(shards), range(steps), r * share, (r + 1) * share, workers, False)) for r in range(world)]
     rows = []
     for step in range(steps):
-        slots = [slot for part in parts for slot in part[step]]
+        assert {part[step][0] for part in parts} == {step}
+        slots = [slot for part in parts for slot in part[step][1]]
         rows.append([(s.input_ids, s.cu_seqlens, s.predict_index, s.predict_labels, s.predict_weight) for s in slots])
     return rows
 

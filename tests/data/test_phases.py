@@ -103,9 +103,10 @@ def test_the_global_batch_is_the_same_for_any_processes_and_workers(shards, worl
         for r in range(world)
     ]
     for number, step in enumerate(steps):
-        found = [slot for rank in ranks for slot in rank[number]]
+        assert {rank[number][0] for rank in ranks} == {step}
+        found = [slot for rank in ranks for slot in rank[number][1]]
         assert len(found) == len(whole[step]) == order.num_slots(step)
-        assert all(len(rank[number]) == len(found) // world for rank in ranks)
+        assert all(len(rank[number][1]) == len(found) // world for rank in ranks)
         for a, b in zip(whole[step], found, strict=True):
             assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.predict_index, b.predict_index)
 

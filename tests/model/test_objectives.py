@@ -12,6 +12,7 @@ from bertpipe.model import encoders
 from bertpipe.model.objectives import OBJECTIVES, PAIR_HEADS, MaskedLM, NextSentence, SentenceOrder
 from bertpipe.train import loop
 from bertpipe.train.optim import Optimizer, Recipe
+from bertpipe.train.reduction import Fast
 from tests.conftest import VOCAB_SIZE
 from tests.data.test_pairs import some_documents, source, write
 from tests.model.test_attention import CONFIGS
@@ -56,11 +57,11 @@ def test_loss_and_gradients_are_the_stock_class_s_on_one_padded_batch(kind, obje
     assert any("pooler" in name for name in gradients)
     module = objective(encoders.make_packed(model))
     counts = [float(sum(part)) for part in zip(*map(module.counts, slots), strict=True)]
-    settings = loop.LoopSettings(1, 4, seed=0, eval_every=1)
+    settings, here = loop.LoopSettings(1, 4, seed=0, eval_every=1), place()
     for share in (1, 2, 4):  # slots that one process has
         model.zero_grad()
         sums = sum(
-            loop._backward(module, slots[first : first + share], settings, place(), 0, first, counts)
+            loop._backward(Fast(module, here), slots[first : first + share], settings, here, 0, counts).sum(0)
             for first in range(0, 4, share)
         )
         found = loop.means(objective.parts, sums.tolist(), counts)

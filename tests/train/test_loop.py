@@ -18,6 +18,7 @@ from bertpipe.model.objectives import MaskedLM, SequenceLabel
 from bertpipe.train import loop
 from bertpipe.train.optim import Optimizer, Recipe
 from bertpipe.train.place import Place
+from bertpipe.train.reduction import Fast
 from bertpipe.train.tracking import Record
 from tests.conftest import SPECIAL_IDS, VOCAB_SIZE
 from tests.model.test_attention import CONFIGS
@@ -220,7 +221,7 @@ def test_the_loop_tells_the_factor_it_multiplies_with_and_the_fill_is_left_out(s
 
     monkeypatch.setattr(objectives, "summed_cross_entropy", watch)
     count = sum(map(module.count, slots))
-    loop._backward(module, slots, loop.LoopSettings(1, 2, 0, 1), place(), 0, 0, [float(count)])
+    loop._backward(Fast(module, place()), slots, loop.LoopSettings(1, 2, 0, 1), place(), 0, [float(count)])
     assert told == given == [float(torch.tensor(1 / count))] * 2
     assert rows == [module.count(slot) for slot in slots] and rows[0] < len(slots[0].predict_index)
 

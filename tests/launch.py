@@ -1,0 +1,115 @@
+"""Start the real command as several processes, quickly: forked from a server that has imported everything already.
+
+The processes meet through gloo as under torchrun, whose environment variables they are given; only the launcher and
+its restarts are missing. Each can be signalled or killed by itself.
+"""
+
+import atexit
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PRELOAD = ["bertpipe.cli", "bertpipe.pipeline", "bertpipe.train.pretrain", "transformers.models.bert", "tests.launch"]
+SECONDS = 240  # after which a launch that hangs fails its test
+
+
+def server() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def serve(arguments: list[str], environment: dict[str, str], out: str, hook: Any) -> None:
+    """One process: the command with a launcher's environment, its output in a file."""
+    os.environ.update(environment)
+    os.setpgid(0, 0)
+    for number, name in ((1, f"{out}.out"), (2, f"{out}.err")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", 1) for number in (1, 2))
+    from bertpipe.cli import main
+
+    if hook is not None:
+        hook(int(environment["RANK"]))
+    code = main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@dataclass
+class Launch:
+    """Processes of one run."""
+
+    processes: list[Any]
+    folder: Path
+
+    def running(self) -> bool:
+        return any(process.is_alive() for process in self.processes)
+
+    def signal(self, number: int, *ranks: int) -> None:
+        """Send a signal to some ranks, to all without any."""
+        for rank in ranks or range(len(self.processes)):
+            os.kill(self.processes[rank].pid, number)
+
+    def wait(self) -> list[int]:
+        """Exit codes (negative: the signal that ended it); an AssertionError, and no process left, if it hangs."""
+        until = time.monotonic() + SECONDS
+        for process in self.processes:
+            process.join(max(0.0, until - time.monotonic()))
+        hung = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
+        self.kill()
+        assert not hung, f"ranks {hung} hung:\n{self.text('err')}"
+        return [process.exitcode for process in self.processes]
+
+    def kill(self) -> None:
+        """kill -9 all of them."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def text(self, stream: str = "err") -> str:
+        """What they printed, rank by rank."""
+        return "".join((self.folder / f"rank-{r}.{stream}").read_text() for r in range(len(self.processes)))
+
+    def done(self) -> str:
+        """Wait for all to end well; returns what they printed."""
+        codes = self.wait()
+        assert codes == [0] * len(codes), f"{codes}\n{self.text('err')}{self.text('out')}"
+        return self.text("out")
+
+
+def launch(world: int, *arguments: str | Path, hook: Any = None, **environment: str) -> Launch:
+    """Start `bertpipe ARGUMENTS` as `world` processes; `hook(rank)`, a module's function, runs in each before it."""
+    port = free_port()
+    folder = Path(tempfile.mkdtemp(prefix="launch-"))
+    context, processes = server(), []
+    for rank in range(world):
+        own = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world)}
+        own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        own |= {"CUDA_VISIBLE_DEVICES": "", **environment}
+        processes.append(
+            context.Process(target=serve, args=([*map(str, arguments)], own, str(folder / f"rank-{rank}"), hook))
+        )
+        processes[-1].start()
+    started = Launch(processes, folder)
+    atexit.register(started.kill)
+    return started
+
+
+def stop(started: Launch, *ranks: int) -> list[int]:
+    """SIGTERM to some ranks, and their exit codes."""
+    started.signal(signal.SIGTERM, *ranks)
+    return started.wait()

@@ -1,0 +1,156 @@
+"""train.reduction: exact gives the same bits in any number of processes; fast stays within 1e-5 (dropout 0.1)."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from bertpipe.config import RuntimeConfig
+from bertpipe.errors import ConfigError
+from bertpipe.train.place import Place
+from bertpipe.train.reduction import Block, Exact, Tree, blocks_of
+from tests.launch import free_port, launch, server
+from tests.runs import bertpipe, only, prepare
+
+COMPARED = ("model/model.safetensors", "metrics.jsonl", "checkpoints/step-00000030/optimizer.safetensors")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """A folder with text, config and the artifacts that pretraining needs."""
+    folder = tmp_path_factory.mktemp("made")
+    config = prepare(folder)
+    for stage in ("corpus", "tokenizer", "shards"):
+        bertpipe(stage, "--config", config)
+    return folder
+
+
+def pretrain(shards: Path, root: Path, world: int, reduction: str, hook=None, **settings: object):
+    """Start pretraining below `root`, whose data artifacts are copied from `shards` if it is new."""
+    if not root.exists():
+        shutil.copytree(shards / "runs", root)
+    more = [str(x) for name, value in settings.items() for x in (f"--{name.replace('__', '.')}", value)]
+    arguments = ["pretrain", "--config", shards / "tiny.yaml", "--runtime.root", root, "--train.reduction", reduction]
+    arguments += ["--optim.name", "adamw" if reduction == "fast" else "muon"]
+    return launch(world, *arguments, *more, hook=hook)
+
+
+@pytest.fixture(scope="module")
+def references(shards, tmp_path_factory) -> dict[str, Path]:
+    """The uninterrupted run of one process, by reduction."""
+    found = {}
+    for reduction in ("exact", "fast"):
+        root = tmp_path_factory.mktemp(reduction) / "runs"
+        pretrain(shards, root, 1, reduction).done()
+        found[reduction] = only(root, "pretrain")
+    return found
+
+
+def same(a: Path, b: Path) -> None:
+    for name in COMPARED:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_exact_gives_the_bits_of_one_process(shards, references, tmp_path, world):
+    pretrain(shards, tmp_path / "runs", world, "exact").done()
+    same(only(tmp_path / "runs", "pretrain"), references["exact"])
+
+
+def interrupt_after(started, root: Path, step: int) -> None:
+    """SIGTERM to the last rank once the checkpoint of `step` stands."""
+    while started.running() and not list(root.glob(f"pretrain-*/checkpoints/step-{step:08d}")):
+        time.sleep(0.002)
+    started.signal(signal.SIGTERM, len(started.processes) - 1)
+    assert started.wait() == [130] * len(started.processes), started.text()
+
+
+def elastic(shards: Path, root: Path, reduction: str) -> Path:
+    """1 -> 2 -> 4 -> 1 processes, each change in the midst of an epoch."""
+    for world, step in ((1, 5), (2, 10), (4, 20)):
+        interrupt_after(pretrain(shards, root, world, reduction), root, step)
+    assert "resuming after step" in pretrain(shards, root, 1, reduction).done()
+    return only(root, "pretrain")
+
+
+def test_exact_resumes_on_any_number_of_processes_to_the_bit(shards, references, tmp_path):
+    same(elastic(shards, tmp_path / "runs", "exact"), references["exact"])
+
+
+def test_fast_resumes_on_any_number_of_processes_within_1e_5(shards, references, tmp_path):
+    """AdamW: Muon rounds to bfloat16 inside, which makes a last bit of a gradient 1e-3 of its update."""
+    run = elastic(shards, tmp_path / "runs", "fast")
+    one, other = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (references["fast"], run)
+    )
+    assert [line.keys() for line in one] == [line.keys() for line in other]
+    for a, b in zip(one, other, strict=True):
+        for key, value in a.items():
+            assert b[key] == pytest.approx(value, rel=1e-4 if key == "grad_norm" else 1e-5), (a["step"], key)
+    a, b = (load_file(folder / "model" / "model.safetensors") for folder in (references["fast"], run))
+    # the bias of the keys changes no attention weight: its gradient is rounding alone, and AdamW scales it up
+    assert max(float((a[name] - b[name]).abs().max()) for name in a if not name.endswith("key.bias")) < 1e-4
+
+
+@given(st.integers(1, 40), st.data())
+def test_blocks_of_any_shares_make_one_tree(count, data):
+    """However neighbouring slots are shared, the joined blocks and the order of all additions are those of one."""
+    cuts = sorted(data.draw(st.sets(st.integers(1, count - 1)))) if count > 1 else []
+    values = torch.from_numpy(np.random.default_rng(count).standard_normal(count).astype(np.float32))
+
+    def total(blocks_and_sums):
+        tree = Tree()
+        for block, value in blocks_and_sums:
+            tree.push(block, [value])
+        return tree.root()[0]
+
+    whole = total((Block(slot, 1), values[slot : slot + 1].clone()) for slot in range(count))
+    shares = []
+    for first, last in zip([0, *cuts], [*cuts, count], strict=True):
+        tree = Tree()
+        for slot in range(first, last):
+            tree.push(Block(slot, 1), [values[slot : slot + 1].clone()])
+        assert tree.blocks == blocks_of(first, last)
+        shares += [(block, value[0]) for block, value in zip(tree.blocks, tree.sums, strict=True)]
+    assert torch.equal(total(shares), whole)
+
+
+def test_the_tree_joins_neighbours_and_is_no_running_sum():
+    assert blocks_of(0, 8) == [Block(0, 8)]
+    assert blocks_of(3, 6) == [Block(3, 1), Block(4, 2)]
+    tree = Tree()
+    for slot, value in enumerate((1.0, 2.0**-24, 2.0**-24, 2.0**-24)):
+        tree.push(Block(slot, 1), [torch.tensor([value])])
+    assert float(tree.root()[0]) == 1.0 + 2.0**-23  # ((1 + e) + (e + e)); from left to right it would be 1
+
+
+def refused(port: int, pipe) -> None:
+    """What exact says of a module that FSDP2 has sharded (over one process)."""
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo")
+    module = torch.distributed.fsdp.fully_shard(torch.nn.Linear(2, 2))
+    try:
+        Exact(module, Place(RuntimeConfig(device="cpu", threads=1), "fp32"))
+    except ConfigError as error:
+        pipe.send(str(error))
+    pipe.close()
+
+
+def test_exact_refuses_sharded_parameters_by_name():
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = server().Process(target=refused, args=(free_port(), theirs))
+    process.start()
+    theirs.close()
+    assert ours.recv().startswith("train.reduction: exact adds whole gradients, and weight is sharded (DTensor)")
+    process.join()
