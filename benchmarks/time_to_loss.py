@@ -286,9 +286,9 @@ def main() -> None:
         "--quick", action="store_true", help="a small vocabulary, two rates, the plateau itself as goal"
     )
     reader.add_argument("--preset", default="bert-tiny", help="a file of configs/model/")
-    reader.add_argument("--length", type=int, default=128)
-    reader.add_argument("--tokens-per-step", type=int, default=4096)
-    reader.add_argument("--vocab-size", type=int, default=8192)
+    reader.add_argument("--length", type=int, default=64)
+    reader.add_argument("--tokens-per-step", type=int, default=2048)
+    reader.add_argument("--vocab-size", type=int, default=2048)
     reader.add_argument("--wikipedia", action="store_true", help="text of BERTPIPE_DATA in place of docstrings")
     reader.add_argument("--characters", type=int, default=60_000_000, help="text to read")
     reader.add_argument("--margin", type=float, default=1.0, help="nats below the unigram cross-entropy to reach")
