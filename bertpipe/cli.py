@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from bertpipe import __version__, artifact
 from bertpipe.config import Config
@@ -33,6 +35,7 @@ COMMANDS = {
     "all": "every stage in turn, skipping what is done",
     "plan": "say which stages are done, stale or missing",
     "estimate": "say the memory, tokens, FLOPs and hours of pretraining (--measure times a few steps)",
+    "replay": "rebuild the batch of one step of a pretraining run, with its losses and its text: --step K",
     "verify": "re-hash an artifact folder against its manifest: bertpipe verify FOLDER",
 }
 
@@ -44,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     lets go of a tensor in that moment aborts the process, after all work is done (seen once in some hundred runs).
     Records, trackers and loader workers have been closed by then, by those who opened them.
     """
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = _guarded(sys.argv[1:] if argv is None else argv)
     except Exception:  # a mistake of ours
@@ -51,12 +55,19 @@ def main(argv: list[str] | None = None) -> int:
             raise
         traceback.print_exc()
         code = 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if several_processes():
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, AttributeError):  # full, or closed from the start and None
                 stream.flush()
         os._exit(code)
     return code
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """SIGTERM ends any stage as Ctrl-C does; training stops after a step instead (train/signals.py)."""
+    raise KeyboardInterrupt
 
 
 def _guarded(argv: list[str]) -> int:
@@ -103,13 +114,17 @@ def _main(argv: list[str]) -> int:
     if command == "publish":  # which uploads nothing so far, so it is always dry
         rest = [argument for argument in rest if argument != "--dry-run"]
     measure = command == "estimate" and "--measure" in rest
-    cfg = read_config(*_split([argument for argument in rest if not measure or argument != "--measure"]))
+    files, flags = _split([argument for argument in rest if not measure or argument != "--measure"])
+    step = _take_step(flags) if command == "replay" else 0
+    cfg = read_config(files, flags)
     _quiet_libraries()
     if command == "estimate":
         return _estimate(cfg, measure)
     pipeline = Pipeline(cfg)
     if command == "plan":
         return _plan(pipeline)
+    if command == "replay":
+        return _replay(pipeline, step)
     if several_processes() and command not in MULTI_PROCESS:
         raise ConfigError(f"{command} runs in one process; launch several for {' and '.join(MULTI_PROCESS)} only")
     stages = wanted(cfg) if command == "all" else (command,)
@@ -177,6 +192,27 @@ def _estimate(cfg: Config, measure: bool) -> int:
     from bertpipe.train import estimate
 
     print("\n".join(estimate.lines(cfg, measure)))
+    return 0
+
+
+def _take_step(flags: list[tuple[str, str]]) -> int:
+    """The value of --step, taken out of `flags`."""
+    steps = [value for name, value in flags if name == "step"]
+    flags[:] = [flag for flag in flags if flag[0] != "step"]
+    if len(steps) != 1 or not steps[0].isdecimal():
+        raise ConfigError("replay needs one step: bertpipe replay --config FILE --step 41")
+    return int(steps[0])
+
+
+def _replay(pipeline: Pipeline, step: int) -> int:
+    from bertpipe.train import replay
+
+    run = pipeline.locate("pretrain")
+    unfinished = run.with_name(run.name + artifact.PARTIAL)
+    inputs = {name: pipeline.locate(name) for name in STAGES["pretrain"].needs(pipeline.cfg)}
+    out = pipeline.root / f"replay-{run.name.removeprefix('pretrain-')}-step-{step}.jsonl"
+    for line in replay.replay(pipeline.cfg, inputs, run if run.is_dir() else unfinished, step, out):
+        print(line, flush=True)
     return 0
 
 

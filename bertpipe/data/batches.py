@@ -257,11 +257,12 @@ def _ignore_signals(worker: int) -> None:
 
 
 def load(
-    source: StepSource, steps: range, first: int, last: int, workers: int, pin: bool
+    source: StepSource, steps: range, first: int, last: int, workers: int, pin: bool, timeout: float = 0.0
 ) -> Generator[tuple[int, list[PackedBatch]], None, None]:
     """Each of `steps` with its slots first .. last - 1, prepared ahead by `workers` processes (0: in line).
 
-    Closing it ends the workers.
+    Closing it ends the workers. A worker that dies, or answers for `timeout` seconds (0: ever) no more, is a
+    RuntimeError of torch's.
     """
     yield from DataLoader(
         _Steps(source, first, last),
@@ -271,5 +272,6 @@ def load(
         pin_memory=pin,
         multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=4 if workers else None,
+        timeout=timeout if workers else 0.0,
         worker_init_fn=_ignore_signals if workers else None,
     )

@@ -215,6 +215,8 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
         loader_workers=cfg.runtime.loader_workers,
         progress=cfg.runtime.progress,
         description=f"{job.task.name} {init} seed {seed}",
+        desync_every=cfg.runtime.desync_every,
+        timeout=cfg.runtime.timeout,
     )
     epoch_of = source.steps_per_epoch
     with Record(scratch, cfg.runtime.log_every) as record:

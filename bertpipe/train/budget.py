@@ -137,6 +137,13 @@ def freeze(
     return cfg.model_copy(update={"train": with_steps(cfg.train, steps)}), record
 
 
+def frozen(cfg: Config, out: Path) -> Config:
+    """The config with the number of steps that was frozen in the run folder `out`; ConfigError before that."""
+    if not (out / FILE).is_file():
+        raise ConfigError(f"{out / FILE}: not there, so train.budget has not come to a number of steps yet")
+    return cfg.model_copy(update={"train": with_steps(cfg.train, json.loads((out / FILE).read_text())["steps"])})
+
+
 class _From:
     """A source that begins at a later step."""
 

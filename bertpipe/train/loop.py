@@ -49,6 +49,7 @@ class LoopSettings:
     max_skipped: int = 5
     spike_deviations: float = 0.0
     desync_every: int = 100
+    timeout: int = 1_800
 
 
 def fit(
@@ -73,7 +74,7 @@ def fit(
     state = _resume(objective, optimizer, place, record, checkpoints)
     steps = range(state["step"], settings.steps)
     run = _Run(objective, optimizer, settings, place, record, evaluate, checkpoints, epoch_of, state, meter)
-    loader = load(source, steps, *share, settings.loader_workers, _pins(place))
+    loader = load(source, steps, *share, settings.loader_workers, _pins(place), settings.timeout)
     batches = run.speed.watch(loader)
     with closing(loader), place.watched(), catching(place.stop), run.bar, trace or nullcontext():
         if state["evaluation_due"]:
@@ -128,7 +129,7 @@ class _Run:
         """Take a step (from 0), or skip it; returns whether a process was asked to stop."""
         place, objective = self.place, self.objective
         waiting = time.monotonic()
-        of, slots = next(batches)
+        of, slots = _next(step, batches)
         slots = [slot.to(place.device) for slot in slots]
         waited = time.monotonic() - waiting
         measured = [*_measure(objective, slots), float(place.stop.asked), float(of)]
@@ -187,6 +188,19 @@ class _Run:
         self.checkpoints.save(step, self.objective.model, self.optimizer, state | {"place": self.place.facts()})
 
 
+def _next(step: int, batches: Iterator[tuple[int, list[PackedBatch]]]) -> tuple[int, list[PackedBatch]]:
+    """The next batch; RunError when the process that should prepare it is dead or hangs."""
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise RunError(
+            f"step {step + 1}: a process that prepares batches (runtime.loader_workers) died or hangs "
+            f"({str(error).splitlines()[0]}); the same command goes on from the last checkpoint"
+        ) from error
+
+
 def _measure(objective: Objective, slots: list[PackedBatch]) -> list[float]:
     """What processes add up before a step: divisors, real tokens, all tokens, sequences."""
     return [
@@ -211,9 +225,15 @@ def _backward(
     for number, slot in enumerate(slots):
         position = place.rank * len(slots) + number
         torch.manual_seed(keyed.key(settings.seed, "dropout", step, position))
-        with reduction.slot(number, len(slots)):
-            out = reduction.module(slot, weights)
-            (out["loss"].reshape(-1) * weights).sum().backward()
+        try:
+            with reduction.slot(number, len(slots)):
+                out = reduction.module(slot, weights)
+                (out["loss"].reshape(-1) * weights).sum().backward()
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"step {step + 1}: rank {place.rank} ran out of memory; take runtime.gradient_checkpointing: true or "
+                f"smaller slots ({slot.input_ids.numel()} tokens now) ({str(error).splitlines()[0]})"
+            ) from error
         sums[position] = torch.stack([out["loss"].detach(), out["correct"]]).double().flatten()
     reduction.finish(len(slots))
     # the other processes' rows are zeros here, so adding them up is exact

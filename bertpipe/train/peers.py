@@ -15,7 +15,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -58,19 +57,30 @@ class Peers:
         try:
             if self.store.compare_set("call", "", str(self.rank)).decode() == str(self.rank):
                 self.store.set("verdict", ",".join(self._call_roll()))
-            self.store.wait(["verdict"], timedelta(seconds=3 * GRACE))
+            until = time.monotonic() + 3 * GRACE
+            while not self.store.check(["verdict"]):  # `store.wait` would hold up the thread that answers
+                if time.monotonic() > until:
+                    raise RuntimeError("whoever called the roll is gone")
+                time.sleep(0.05)
             lost = [int(rank) for rank in self.store.get("verdict").decode().split(",") if rank]
+            self.store.set(f"read-{self.rank}", "")
+            if self.rank == 0:  # with whom the store may go
+                self._await({f"read-{rank}" for rank in range(self.world) if rank not in lost})
         except (dist.DistError, RuntimeError):  # the store is gone, or who called the roll is
             return {0: f"process {self.who[0][0]} on {self.who[0][1]}, or its launcher"}
         return {rank: "process {} on {}".format(*self.who[rank]) for rank in lost}
 
     def _call_roll(self) -> list[str]:
-        waiting = set(range(self.world)) - {self.rank}
+        silent = self._await({f"here-{rank}" for rank in range(self.world) if rank != self.rank})
+        return [name.removeprefix("here-") for name in sorted(silent)]
+
+    def _await(self, keys: set[str]) -> set[str]:
+        """Those of `keys` that nobody has set within GRACE seconds."""
         until = time.monotonic() + GRACE
-        while waiting and time.monotonic() < until:
+        while keys and time.monotonic() < until:
             time.sleep(0.05)
-            waiting -= {other for other in waiting if self.store.check([f"here-{other}"])}
-        return [str(other) for other in sorted(waiting)]
+            keys = {key for key in keys if not self.store.check([key])}
+        return keys
 
     def end(self, ranks: dict[int, str]) -> None:
         """Kill those of `ranks` that run on this machine."""

@@ -49,7 +49,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
         tokenizer.model_max_length = cfg.model.max_positions
     train = TokenShards(inputs["shards"], "train")
     row = OBJECTIVES[cfg.train.objective]
-    objective, kernel = _make_objective(cfg, row, train, added, place)
+    objective, kernel = make_objective(cfg, row, train, added, place)
     model = objective.model
     evaluation = Evaluation(cfg, inputs["shards"], objective, place)
     begun = _begin(cfg, inputs, out, place) if cfg.train.extend_from else 0
@@ -109,7 +109,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     place.barrier()
 
 
-def _make_objective(
+def make_objective(
     cfg: Config, row: Row, shards: TokenShards, added: list[list[int]], place: Place
 ) -> tuple[Objective, str]:
     """What is trained, on its device, and the attention kernel it uses (", compiled" where it is)."""
@@ -186,10 +186,10 @@ def recipe(cfg: Config) -> Recipe:
     return Recipe(**fields, steps=cfg.train.steps)
 
 
-def settings(cfg: Config) -> loop.LoopSettings:
-    """The loop's settings."""
+def settings(cfg: Config, steps: int | None = None) -> loop.LoopSettings:
+    """The loop's settings; for `steps` steps instead of the whole run."""
     return loop.LoopSettings(
-        steps=cfg.train.steps,
+        steps=cfg.train.steps if steps is None else steps,
         slots_per_step=cfg.train.slots_per_step,
         seed=cfg.train.seed,
         eval_every=cfg.train.eval_every,
@@ -201,6 +201,7 @@ def settings(cfg: Config) -> loop.LoopSettings:
         max_skipped=cfg.train.max_skipped,
         spike_deviations=cfg.train.spike_deviations,
         desync_every=cfg.runtime.desync_every,
+        timeout=cfg.runtime.timeout,
     )
 
 

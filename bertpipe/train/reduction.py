@@ -155,7 +155,7 @@ class Exact:
         for row, total in zip(sent, own, strict=False):
             torch.cat([tensor.flatten() for tensor in total], out=row)
         received = sent.new_empty(self.place.world, most, size)
-        dist.all_gather_into_tensor(received.view(-1), sent.view(-1))
+        dist.all_gather(list(received), sent)
         tree = Tree()
         for rows, blocks in zip(received, every, strict=True):
             for row, block in zip(rows, blocks, strict=False):
