@@ -298,6 +298,8 @@ class RuntimeConfig(Section):
     profile: int = Field(default=0, ge=0)
     """Steps of pretraining to trace, after two: into profile/ of the run, the ten largest costs printed. 0: none;
     `bertpipe pretrain --profile` means 3."""
+    checkpoint_failures: int = Field(default=0, ge=0)
+    """Checkpoints in a row that may fail to be written, on a full disk say, before the run stops."""
 
 
 class Config(Section):

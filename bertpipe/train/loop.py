@@ -74,7 +74,7 @@ def fit(
     loader = load(source, range(state["step"], settings.steps), *share, settings.loader_workers, _pins(place))
     batches = speed.watch(loader)
     bar = _Bar(settings, place, state["step"])
-    with closing(loader), _stop_signals() as stop, bar, trace or nullcontext():
+    with closing(loader), _stop_signals() as stop, bar, trace or nullcontext(), _written(checkpoints):
         for step in range(state["step"], settings.steps):
             waiting = time.monotonic()
             slots = [batch.to(place.device) for batch in next(batches)]
@@ -191,11 +191,21 @@ def _save(
     state: dict[str, Any],
     speed: Speed,
 ) -> None:
-    """One process writes; the others wait for it."""
+    """One process copies and writes, beside the next steps; the others wait for the copy."""
     if place.is_main:
         facts = {"tokens": state["tokens"], "seconds": speed.seconds, "positions": record.positions()}
         checkpoints.save(step, objective.model, optimizer, facts | {"place": place.facts()})
     place.barrier()
+
+
+@contextmanager
+def _written(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Wait at the end, whatever it is, for the checkpoint that is being written."""
+    try:
+        yield
+    finally:
+        if checkpoints is not None:
+            checkpoints.wait()
 
 
 def _pins(place: Place) -> bool:
