@@ -180,12 +180,15 @@ class Checkpoints:
             print(f"checkpoint: the damaged {target} is now {kept}; delete it when you like", file=sys.stderr)
 
     def _is_ours(self, path: Path) -> bool:
-        """Whether a checkpoint's manifest can be read and names this run."""
+        """Whether a manifest can be read, is a checkpoint's of this run and step, and lists all that lies there."""
         try:
             manifest = files.read_manifest(path)
         except (ArtifactError, OSError):
             return False
-        return manifest.get("kind") == files.KIND and manifest.get("run", self.run) == self.run
+        if manifest.get("kind") != files.KIND or manifest.get("run", self.run) != self.run:
+            return False
+        there = {file.relative_to(path).as_posix() for file in artifact.list_files(path)}
+        return path.name == f"step-{manifest['counts']['step']:08d}" and there <= manifest["files"].keys()
 
     def _refuse_foreign(self, path: Path) -> None:
         manifest = files.read_manifest(path)

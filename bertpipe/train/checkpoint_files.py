@@ -7,6 +7,7 @@ wrong with it is a line or an ArtifactError, and nothing large is read before it
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -53,6 +54,12 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+@functools.cache
+def _environment() -> dict[str, str]:
+    """Read once: parsing it holds up the thread that trains."""
+    return artifact.environment()
+
+
 def seal(folder: Path, step: int, run: str, wall_seconds: float, **facts: Any) -> None:
     """Flush all that lies in `folder`, then its manifest."""
     files = {}
@@ -68,7 +75,7 @@ def seal(folder: Path, step: int, run: str, wall_seconds: float, **facts: Any) -
         "counts": {"step": step},
         "wall_seconds": round(wall_seconds, 1),
         "code_version": __version__,
-        "environment": artifact.environment(),
+        "environment": _environment(),
         "files": files,
     }
     write_text(folder / artifact.MANIFEST, _render(body | {"digest": artifact.digest(body)}))

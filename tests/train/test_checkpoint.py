@@ -164,6 +164,7 @@ def test_what_it_did_not_write_stays(three, tmp_path):
     other, model, optimizer = saved.make(tmp_path / "other", run="another")
     saved.save_steps(other, model, optimizer, 2)
     shutil.copytree(other.newest(), folder / "step-00000002")
+    shutil.copytree(folder / "step-00000004", folder / "step-00000000")
     stage = folder / "step-00000003"
     with artifact.committing(stage, kind="something", run=saved.RUN):
         pass
@@ -199,6 +200,13 @@ def test_adopted_into_another_run(three, tmp_path):
     assert three.newest().name == FIFTH
     saved.save_steps(checkpoints, model, optimizer, 6, 7)
     assert names(checkpoints) == ["step-00000006", "step-00000007"]
+
+
+def test_a_file_put_into_a_checkpoint_stays(three, tmp_path):
+    (three.folder / "step-00000004" / "notes.txt").write_text("kept")
+    checkpoints, model, optimizer = saved.make(tmp_path)
+    saved.save_steps(checkpoints, model, optimizer, 6, 7)
+    assert names(checkpoints) == ["step-00000004", "step-00000006", "step-00000007"]
 
 
 def test_leftovers_are_cleared_and_nothing_else(three, tmp_path):
