@@ -75,8 +75,10 @@ class Changes:
     def about_to(self, name: str, torn: Callable[[], None] = lambda: None) -> None:
         if self.active:
             self.active = False  # what is done to look at the change is none
-            self.on_change(name, torn)
-            self.active = True
+            try:
+                self.on_change(name, torn)
+            finally:
+                self.active = True
 
     def watch(self) -> None:
         """From here on."""

@@ -12,6 +12,7 @@ from bertpipe.train.checkpoint import Checkpoints
 from bertpipe.train.optim import Optimizer, Recipe
 
 RUN = "run-of-this-test"
+TENSORS = ("model/model.safetensors", "optimizer.safetensors")
 RECIPE = Recipe(
     name="adamw",
     lr=1e-3,

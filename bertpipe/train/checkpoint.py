@@ -13,6 +13,7 @@ older ones deleted, by their step; nothing is touched that isn't a checkpoint of
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import ctypes
 import errno
@@ -22,6 +23,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,9 +118,10 @@ class Checkpoints:
     def _write(self, snapshot: _Snapshot) -> None:
         target = self.folder / f"step-{snapshot.step:08d}"
         try:
+            self._try(self.clean)
             self._commit(target, snapshot)
             self._failed = 0
-            self._prune()
+            self._try(self._prune)
         except (OSError, SafetensorError) as error:  # a full disk, a quota, a broken one
             self._failed += 1
             message = f"{target}: not written: {error}; a checkpoint takes {snapshot.bytes:,} bytes, "
@@ -126,9 +129,17 @@ class Checkpoints:
             if self._failed > self.failures:
                 self._error = ArtifactError(message)
             else:
-                print(f"checkpoint: {message} (failure {self._failed} of {self.failures} allowed)", file=sys.stderr)
+                _say(f"{message} (failure {self._failed} of {self.failures} allowed)")
         except Exception as error:  # raised by `wait`, in the thread that trains
             self._error = error
+
+    @staticmethod
+    def _try(delete: Callable[[], None]) -> None:
+        """Room that isn't made now is made the next time; no reason to stop."""
+        try:
+            delete()
+        except OSError as error:
+            _say(f"an old one is not deleted: {error}")
 
     def _commit(self, target: Path, snapshot: _Snapshot) -> None:
         started = time.monotonic()
@@ -136,7 +147,6 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         if fresh:
             artifact.fsync(self.folder.parent)
-        self.clean()
         if target.exists() and not files.problems(target):
             self._refuse_foreign(target)
             return  # written before, by a run with these very steps
@@ -177,7 +187,7 @@ class Checkpoints:
             files.remove([target])
         else:
             kept = target.rename(target.with_name(f"damaged-{files.scratch_of(target).stem}"))
-            print(f"checkpoint: the damaged {target} is now {kept}; delete it when you like", file=sys.stderr)
+            _say(f"the damaged {target} is now {kept}; delete it when you like")
 
     def _is_ours(self, path: Path) -> bool:
         """Whether a manifest can be read, is a checkpoint's of this run and step, and lists all that lies there."""
@@ -218,8 +228,7 @@ class Checkpoints:
         self.clean()
         self.folder.mkdir(parents=True, exist_ok=True)
         each = _size(model.state_dict()) + (_size(optimizer.state()) or optimizer_bytes(model, optimizer.recipe))
-        there = sum(path.stat().st_size for step in self.steps() for path in artifact.list_files(step))
-        needed = max(each, (self.keep + 1) * each - there)
+        needed = max(1, self.keep + 1 - len(self.steps())) * each
         if not _has_room(self.folder, needed):
             raise ArtifactError(
                 f"{self.folder}: too little room for checkpoints: {self.keep + 1} of {each:,} bytes each need "
@@ -262,6 +271,12 @@ class Checkpoints:
     def restore(path: Path, model: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
         """Load weights and optimizer in place; returns the state. ArtifactError for tensors that don't fit."""
         return files.load(path, model, optimizer)
+
+
+def _say(message: str) -> None:
+    """To stderr, which may be a file on the very disk that is full."""
+    with contextlib.suppress(OSError):
+        print(f"checkpoint: {message}", file=sys.stderr, flush=True)
 
 
 def copy_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

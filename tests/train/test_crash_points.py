@@ -50,9 +50,9 @@ def battered(base, tmp_path_factory) -> Path:
     return folder
 
 
-def resume_and_save(folder: Path) -> Callable[[], None]:
+def resume_and_save(folder: Path, keep: int = 2) -> Callable[[], None]:
     """From the newest checkpoint to one of step 3, as a rerun does; models are made before anything is watched."""
-    checkpoints, model, optimizer = saved.make(folder)
+    checkpoints, model, optimizer = saved.make(folder, keep=keep)
 
     def work() -> None:
         newest = checkpoints.newest()
@@ -168,7 +168,25 @@ def test_power_cut_at_every_change(base, tmp_path):
 
 def test_power_cut_while_it_resumes_after_a_crash(battered, tmp_path):
     with quiet():
-        assert in_child(lambda: power_cuts(battered, tmp_path / "run", 3, 5)) == 0
+        assert in_child(lambda: power_cuts(battered, tmp_path / "run", 3, 7)) == 0
+
+
+def save_then_cut(origin: Path, folder: Path) -> None:
+    shutil.copytree(origin, folder)
+    disk = Disk(folder)
+    work = resume_and_save(folder, keep=9)
+    disk.watch()
+    work()
+    disk.active = False
+    for seed in range(20):
+        disk.after_power_cut(disk.look(), seed, folder.with_name("cut"))
+        assert check(folder.with_name("cut")) == 3
+
+
+def test_a_save_that_has_returned_outlives_a_power_cut(base, tmp_path):
+    """Where nothing is deleted after it, too, which would flush the folder."""
+    with quiet():
+        assert in_child(lambda: save_then_cut(base, tmp_path / "run")) == 0
 
 
 @pytest.mark.torture
