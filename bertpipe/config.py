@@ -311,6 +311,8 @@ class RuntimeConfig(Section):
     """Seconds that processes of a run wait for one another before they take one for lost, name it and end."""
     desync_every: int = Field(default=100, ge=0)
     """Steps between comparisons of the weights that the processes hold; 0: never."""
+    checkpoint_failures: int = Field(default=0, ge=0)
+    """Checkpoints in a row that may fail to be written, on a full disk say, before the run stops."""
 
 
 class Config(Section):

@@ -7,6 +7,7 @@ can't be plugged (model/padded.py).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,6 +274,14 @@ def save(model: nn.Module, folder: Path) -> None:
         stock.save_pretrained(folder)
     finally:
         stock.set_attn_implementation(packed)
+
+
+def stock_copy(model: nn.Module) -> Any:
+    """A copy that saves as `save` does while the original trains: its config is its own, its weights are not copied."""
+    stock: Any = copy.copy(model)
+    stock.config = copy.deepcopy(stock.config)
+    stock.config._attn_implementation = "eager"
+    return stock
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -220,7 +220,9 @@ def measure(
         evaluate()
     evaluated = time.monotonic()
     if place.is_main:
-        Checkpoints(scratch, 2, tokenizer).save(0, objective.model, optimizer, {})
+        checkpoints = Checkpoints(scratch, 2, tokenizer)
+        checkpoints.save(0, objective.model, optimizer, {})
+        checkpoints.wait()
     place.barrier()
     saved = time.monotonic()
     if place.is_main:

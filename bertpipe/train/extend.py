@@ -16,7 +16,8 @@ from bertpipe import artifact
 from bertpipe.config import Config
 from bertpipe.config_files import read_preset
 from bertpipe.errors import ArtifactError, ConfigError
-from bertpipe.train.checkpoint import Checkpoints
+from bertpipe.train import checkpoint_files
+from bertpipe.train.checkpoint import Checkpoints, identify
 
 SECTIONS = ("model", "masking", "optim", "train")
 FREE = {
@@ -85,15 +86,8 @@ def begin(cfg: Config, inputs: dict[str, Path], out: Path) -> int:
     newest = Checkpoints(folder / "checkpoints", 2, None).newest()
     if newest is None or json.loads((newest / "state.json").read_text())["step"] != steps:
         raise ArtifactError(f"{folder}: no whole checkpoint of its step {steps} to go on from")
-    target = out / "checkpoints" / newest.name
-    partial = target.with_name(target.name + artifact.PARTIAL)
-    artifact.discard(partial)
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     for record in ("metrics.jsonl", "speed.jsonl"):
         shutil.copyfile(folder / record, out / record)
-    shutil.copytree(newest, partial)
-    for path in artifact.list_files(partial):
-        artifact.fsync(path)
-    partial.replace(target)  # last: what stands there is whole
-    artifact.fsync(target.parent)
+    checkpoint_files.adopt(newest, out / "checkpoints", identify(cfg, inputs))  # last: what stands there is whole
     return steps

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ def fit(
     run = _Run(objective, optimizer, settings, place, record, evaluate, checkpoints, epoch_of, state, meter)
     loader = load(source, steps, *share, settings.loader_workers, _pins(place), settings.timeout)
     batches = run.speed.watch(loader)
-    with closing(loader), place.watched(), catching(place.stop), run.bar, trace or nullcontext():
+    with closing(loader), place.watched(), catching(place.stop), run.bar, trace or nullcontext(), _written(checkpoints):
         if state["evaluation_due"]:
             run.assess(state["step"])
         for step in steps:
@@ -275,6 +275,16 @@ def _resume(
                 print(f"note: {name} was {before} and is now {now}; results may differ in their last bits")
     record.rewind(state["positions"])
     return state
+
+
+@contextmanager
+def _written(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Wait at the end, whatever it is, for the checkpoint that is being written."""
+    try:
+        yield
+    finally:
+        if checkpoints is not None:
+            checkpoints.wait()
 
 
 def _pins(place: Place) -> bool:

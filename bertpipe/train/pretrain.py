@@ -28,7 +28,7 @@ from bertpipe.errors import ConfigError
 from bertpipe.model import encoders, kernels
 from bertpipe.model.objectives import OBJECTIVES, Objective, Row, SentencePairs
 from bertpipe.train import budget, extend, flops, loop
-from bertpipe.train.checkpoint import Checkpoints, save_model
+from bertpipe.train.checkpoint import Checkpoints, identify, save_model
 from bertpipe.train.evaluation import Evaluation
 from bertpipe.train.optim import Optimizer, Recipe, check_names, check_schedule
 from bertpipe.train.place import Place
@@ -41,6 +41,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     """Pretrain; every process calls it, the main one writes into `out`."""
     started = time.monotonic()
     check(cfg)
+    run_id = identify(cfg, inputs)  # before a budget is turned into steps
     place = Place(cfg.runtime, cfg.train.precision)
     place.share(*phases.smallest_step(cfg.train))
     tokenizer = load_tokenizer(inputs["tokenizer"])
@@ -73,7 +74,11 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     meter = flops.make_meter(model, place.device, place.precision, tokens // place.world, place.world)
     trace = Trace(out / "profile", cfg.runtime.profile) if cfg.runtime.profile and place.is_main else None
     record = open_record(cfg, place, out)
-    checkpoints = Checkpoints(out / "checkpoints", cfg.runtime.keep_checkpoints, tokenizer)
+    checkpoints = Checkpoints(
+        out / "checkpoints", cfg.runtime.keep_checkpoints, tokenizer, cfg.runtime.checkpoint_failures, run_id
+    )
+    if place.is_main:
+        checkpoints.check_room(model, optimizer)
     with record:
         speed = loop.fit(
             objective,
@@ -92,8 +97,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
         evaluation()
     if place.is_main:
         artifact.discard(out / "plans")
-        for leftover in (out / "checkpoints").glob(f"*{artifact.PARTIAL}"):
-            artifact.discard(leftover)
+        checkpoints.clean()
         save_model(model, tokenizer, out / "model")
         counts |= {
             "parameters": encoders.count_parameters(model),

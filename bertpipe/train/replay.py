@@ -38,9 +38,8 @@ class _Before(Checkpoints):
 
     step = 0
 
-    def steps(self) -> list[Path]:
-        """Oldest first."""
-        return [path for path in super().steps() if int(path.name.removeprefix("step-")) < self.step]
+    def _visible(self) -> list[Path]:
+        return [path for path in super()._visible() if int(path.name.removeprefix("step-")) < self.step]
 
     def save(self, *_: Any) -> None:
         """Nothing: the run's folder is not ours."""
