@@ -33,7 +33,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """In BERT's order: ids 0 to 4 of a trained vocabulary."""
 SPECIAL_NAMES = ("pad", "unk", "cls", "sep", "mask")
 CONTINUING = "##"
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"(?!.*\.\.)\w[\w.-]*(/\w[\w.-]*)?")
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
 REPORT_BYTES = 2_000_000
 """Text the report is measured on, in UTF-8 bytes at most."""
