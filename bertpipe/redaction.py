@@ -26,8 +26,8 @@ SHORTEST = 8
 """Shorter values of variables are not taken for credentials: they would also stand in harmless text."""
 VARIABLE = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?|ACCESS_KEY_ID)$", re.IGNORECASE)
 """Names of environment variables that hold one."""
-IN_URL = re.compile(r"(?<=://)[^\s/'\"]+(?=@)")
-"""`user:password` or a token before the @ of an address."""
+IN_URL = re.compile(r"(://|:/(?=[^\s/'\"@:]+:))[^\s/'\"]+@")
+"""`user:password` or a token before the @ of an address; also as a path, which has one slash for two."""
 SHAPES = re.compile(
     r"\b(hf_[A-Za-z0-9]{30,}"  # Hugging Face
     r"|wandb_v1_[A-Za-z0-9_]{20,}"
@@ -40,7 +40,7 @@ def redact(text: str) -> str:
     """`text` with the credentials known here, and all that look like one, as ***."""
     for value in known():
         text = text.replace(value, HIDDEN)
-    return SHAPES.sub(HIDDEN, IN_URL.sub(HIDDEN, text))
+    return SHAPES.sub(HIDDEN, IN_URL.sub(rf"\1{HIDDEN}@", text))
 
 
 def refuse(settings: Any, place: str = "") -> None:

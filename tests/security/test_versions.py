@@ -63,8 +63,8 @@ def install(folder: Path, name: str, version: str) -> None:
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
-@pytest.mark.parametrize(("name", "version"), [("torch", "2.9.1"), ("transformers", "4.57.0")])
-def test_an_old_version_is_one_line_before_anything_is_imported(name, version, tmp_path):
+def test_an_old_version_is_one_line_before_anything_is_imported(tmp_path):
+    name, version = "transformers", "5.2.9"
     install(tmp_path, name, version)
     (tmp_path / "text.txt").write_text("some text for a corpus\n" * 9)
     more = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
