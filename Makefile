@@ -9,7 +9,7 @@ READY := .venv/.ready
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench bench-long clean
+.PHONY: help setup demo test test-slow check audit bench bench-long clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,11 @@ check: $(READY) ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: ## known holes in the versions of constraints.txt, by pip-audit; asks the network, so no part of test
+	@$(PYTHON) -m venv .venv/audit
+	@.venv/audit/bin/python -m pip install --quiet -c constraints.txt "pip-audit"
+	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 bench: $(READY) ## the CPU measurements, 20 minutes on 2 idle cores, into benchmarks/results/
 	$(BIN)/python benchmarks/pretrain_speed.py

@@ -100,11 +100,17 @@ def is_complete(folder: Path) -> bool:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`; ArtifactError when there is none or it can't be read."""
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder}: no {MANIFEST} here, so this is no complete artifact") from None
     except ValueError as error:
         raise ArtifactError(f"{folder / MANIFEST}: not readable as JSON ({error}); delete the folder, rerun") from None
+    files = manifest.get("files", {}) if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not all(
+        isinstance(f, dict) and {"bytes", "sha256"} <= set(f) for f in files.values()
+    ):
+        raise ArtifactError(f"{folder / MANIFEST}: not a manifest of ours; delete the folder, rerun")
+    return manifest
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -114,12 +120,17 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def verify(folder: Path) -> list[str]:
-    """Re-hash every file against the manifest. Returns one line a difference; empty means intact."""
+    """Re-hash every file against the manifest. Returns one line a difference; empty means intact.
+
+    Nothing outside `folder` is looked at, whatever the manifest names and whatever links lie there.
+    """
     listed = read_manifest(folder).get("files", {})
-    problems = []
+    problems = _clashes(folder, listed)
     for name, expected in listed.items():
         path = folder / name
-        if not path.is_file():
+        if wrong := _uncontained(folder, name):
+            problems.append(f"{folder / MANIFEST}: {name!r} {wrong}")
+        elif not path.is_file():
             problems.append(f"{path}: missing")
         elif path.stat().st_size != expected["bytes"]:
             problems.append(f"{path}: {path.stat().st_size} bytes, the manifest says {expected['bytes']}")
@@ -128,6 +139,24 @@ def verify(folder: Path) -> list[str]:
     present = {str(path.relative_to(folder)) for path in list_files(folder)}
     problems += [f"{folder / name}: not in the manifest" for name in sorted(present - set(listed))]
     return problems
+
+
+def _uncontained(folder: Path, name: str) -> str | None:
+    """Why a name in a manifest is none of a file of ours below `folder`, if so; links count as outside."""
+    parts = name.split("/")
+    if "\0" in name or any(part in ("", ".", "..") for part in parts):
+        return "is no path below the folder"
+    steps = [folder.joinpath(*parts[:end]) for end in range(1, len(parts) + 1)]
+    return "is a link, or lies behind one" if any(step.is_symlink() for step in steps) else None
+
+
+def _clashes(folder: Path, names: Iterable[str]) -> list[str]:
+    """A line for each name that is another one on a file system that takes A for a."""
+    seen: dict[str, str] = {}
+    first = [(name, seen.setdefault(name.casefold(), name)) for name in names]
+    return [
+        f"{folder / MANIFEST}: {name!r} and {other!r} differ in case alone" for name, other in first if name != other
+    ]
 
 
 @contextlib.contextmanager

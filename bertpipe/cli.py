@@ -21,6 +21,7 @@ from bertpipe.config import Config
 from bertpipe.config_files import parser, read_config
 from bertpipe.errors import ArtifactError, BertpipeError, ConfigError
 from bertpipe.pipeline import MULTI_PROCESS, STAGES, Pipeline, is_main, several_processes, wanted
+from bertpipe.redaction import redact
 
 USAGE = "bertpipe COMMAND [--config FILE ...] [--section.key value ...]"
 PROFILED_STEPS = "3"  # by `bertpipe pretrain --profile` without a number
@@ -41,7 +42,8 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code. One of several processes ends here, at once.
+    """Run a command; returns the exit code. One of several processes ends here, at once, and so does one whose tracker
+    was given up, as that may have left something that waits for ever.
 
     Taking its group down would wait for the others, and the interpreter's own end races with gloo's threads: one that
     lets go of a tensor in that moment aborts the process, after all work is done (seen once in some hundred runs).
@@ -51,13 +53,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = _guarded(sys.argv[1:] if argv is None else argv)
     except Exception:  # a mistake of ours
-        if not several_processes():
-            raise
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
         code = 1
     finally:
         signal.signal(signal.SIGTERM, before)
-    if several_processes():
+    trackers = sys.modules.get("bertpipe.train.trackers")  # not imported by every command
+    if several_processes() or (trackers is not None and trackers.given_up):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, AttributeError):  # full, or closed from the start and None
                 stream.flush()
@@ -78,13 +79,13 @@ def _guarded(argv: list[str]) -> int:
             sys.stdout.flush()
         return code
     except BertpipeError as error:
-        print(f"bertpipe: {error}", file=sys.stderr)
+        print(f"bertpipe: {redact(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder that can't be written
-        print(f"bertpipe: {error}", file=sys.stderr)
+        print(f"bertpipe: {redact(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if is_main():

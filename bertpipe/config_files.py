@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from bertpipe.config import Config
 from bertpipe.errors import ConfigError
+from bertpipe.redaction import refuse
 
 
 def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Config:
@@ -39,6 +40,7 @@ def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Conf
     try:
         resolved = parser(Config.model_fields).parse_args(argv).as_dict()
         resolved.pop("config")
+        refuse(resolved)
         return Config(**resolved)
     except ArgumentError as error:
         raise ConfigError(_plainly(str(error))) from None
@@ -180,7 +182,7 @@ def preset_folder() -> Path:
 def read_preset(name: str) -> dict[str, Any]:
     """Fields of a model preset; ConfigError with the choices when there is none of that name."""
     path = preset_folder() / f"{name}.yaml"
-    if not path.is_file():
-        choices = ", ".join(sorted(p.stem for p in preset_folder().glob("*.yaml")))
-        raise ConfigError(f"model.preset: {name!r} is not one of {choices}")
+    choices = sorted(p.stem for p in preset_folder().glob("*.yaml"))
+    if name not in choices:
+        raise ConfigError(f"model.preset: {name!r} is not one of {', '.join(choices)}")
     return _read_yaml(path)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertpipe import artifact
+from bertpipe import artifact, floors
 from bertpipe.config import Config, listed
 from bertpipe.config_files import read_preset
 from bertpipe.errors import ArtifactError, ConfigError
@@ -176,6 +176,7 @@ class Pipeline:
                 raise ArtifactError(
                     f"{name} needs {path}, which is not there; first run `bertpipe {needed}` with the same settings"
                 )
+        floors.check()
         module = importlib.import_module(STAGES[name].module)
         if not is_main():
             if name in MULTI_PROCESS:

@@ -1,4 +1,5 @@
-"""The architecture, held by the source itself: imports point one way, every setting is read, nothing unsafe is called.
+"""The architecture, held by the source itself: imports point one way, every setting is read. (What must never be
+called: tests/security/test_lint.py.)
 
 Everything here reads syntax trees; nothing of bertpipe but `bertpipe.config` is imported.
 """
@@ -20,7 +21,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init_
 # A layer may import those before it. Layers in one tuple are strangers to each other.
 ORDER = [
     ("errors",),
-    ("config", "artifact"),
+    ("config", "artifact", "floors", "outside", "redaction"),
     ("config_files",),
     ("data", "model"),
     ("train",),
@@ -161,75 +162,6 @@ def attributes_read() -> set[tuple[str, str]]:
 @pytest.mark.parametrize("key", list(fields()))
 def test_every_setting_is_read(key):
     assert tuple(key.split(".")) in attributes_read(), f"no code reads {key}"
-
-
-CALLS = {"eval", "exec", "compile", "__import__"}
-ATTRIBUTES = {
-    ("torch", "load"),
-    ("torch", "save"),
-    ("yaml", "load"),
-    ("yaml", "full_load"),
-    ("yaml", "unsafe_load"),
-    ("os", "system"),
-    ("os", "popen"),
-    ("tempfile", "mktemp"),
-}
-KEYWORDS = {"shell", "trust_remote_code", "allow_pickle"}
-IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
-
-
-def unsafe(node: ast.AST) -> str | None:
-    """What is unsafe about a node, if anything."""
-    if isinstance(node, ast.Call):
-        if isinstance(node.func, ast.Name) and node.func.id in CALLS:
-            return f"{node.func.id}()"
-        for keyword in node.keywords:
-            if keyword.arg in KEYWORDS and not (isinstance(keyword.value, ast.Constant) and not keyword.value.value):
-                return f"{keyword.arg}={ast.unparse(keyword.value)}"
-    if isinstance(node, ast.Attribute):
-        if (getattr(node.value, "id", None), node.attr) in ATTRIBUTES:
-            return ast.unparse(node)
-        if node.attr in ("extractall", "extract"):
-            return f".{node.attr}"
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-        return next((f"import {name}" for name in names if name.partition(".")[0] in IMPORTS), None)
-    if isinstance(node, ast.ExceptHandler) and node.type is None:
-        return "bare except"
-    return None
-
-
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_nothing_unsafe_is_called(path):
-    found = [f"line {node.lineno}: {what}" for node in ast.walk(tree(path)) if (what := unsafe(node))]  # type: ignore[attr-defined]
-    assert not found, f"{dotted(path)}: {found}"
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "import pickle",
-        "from dill import loads",
-        "torch.load(path)",
-        "torch.save(state, path)",
-        "yaml.load(text)",
-        "eval(text)",
-        "exec(text)",
-        "run(command, shell=True)",
-        "archive.extractall(folder)",
-        "load(name, trust_remote_code=True)",
-        "load(name, trust_remote_code=flag)",
-        "np.load(path, allow_pickle=True)",
-        "try:\n  pass\nexcept:\n  pass",
-    ],
-)
-def test_the_check_for_unsafe_calls_sees(source):
-    assert any(unsafe(node) for node in ast.walk(ast.parse(source)))
-
-
-@pytest.mark.parametrize("source", ["model.eval()", "yaml.safe_load(text)", "re.compile(text)", "run(x, shell=False)"])
-def test_the_check_for_unsafe_calls_lets_pass(source):
-    assert not any(unsafe(node) for node in ast.walk(ast.parse(source)))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)

@@ -79,8 +79,8 @@ def find_duplicates(search: Range) -> np.ndarray:
     slices, units = [np.empty(0, HASH)], [np.empty(0, np.uint32)]
     for unit, folder in enumerate(search.folders):
         for path in sorted(folder.glob("hashes-*.npy")):
-            bounds = np.load(path.with_name(path.name.replace("hashes", "bounds")))
-            rows = np.load(path, mmap_mode="r")[bounds[search.first] : bounds[search.last]]
+            bounds = np.load(path.with_name(path.name.replace("hashes", "bounds")), allow_pickle=False)
+            rows = np.load(path, mmap_mode="r", allow_pickle=False)[bounds[search.first] : bounds[search.last]]
             slices.append(np.array(rows))
             units.append(np.full(len(rows), unit, np.uint32))
     hashes, unit_of = np.concatenate(slices), np.concatenate(units)
@@ -98,7 +98,7 @@ def duplicates_of(unit: int, paths: list[Path]) -> np.ndarray:
     """One unit's duplicates out of saved results of `find_duplicates`: ROW [D], sorted by split and row."""
     slices = [np.empty(0, ROW)]
     for path in paths:
-        rows = np.load(path, mmap_mode="r")
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
         first, last = np.searchsorted(rows["unit"], [unit, unit + 1])
         slices.append(np.array(rows[first:last]))
     return np.sort(np.concatenate(slices), order=("holdout", "row"))

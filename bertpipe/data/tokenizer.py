@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bertpipe import outside
 from bertpipe.artifact import identify_files, write_json
 from bertpipe.config import Config, TokenizerConfig
 from bertpipe.data.corpus import read_documents
@@ -32,7 +33,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """In BERT's order: ids 0 to 4 of a trained vocabulary."""
 SPECIAL_NAMES = ("pad", "unk", "cls", "sep", "mask")
 CONTINUING = "##"
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"(?!.*\.\.)\w[\w.-]*(/\w[\w.-]*)?")
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
 REPORT_BYTES = 2_000_000
 """Text the report is measured on, in UTF-8 bytes at most."""
@@ -266,6 +267,7 @@ def adopt(settings: TokenizerConfig) -> Any:
     if kind == "vocabulary":
         return _bert_tokenizer(read_vocabulary(path), settings)
     where, revision = (str(path), None) if kind == "folder" else (settings.adopt, _revision(settings.adopt))
+    outside.check(where, "tokenizer.adopt", revision, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:

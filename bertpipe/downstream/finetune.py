@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bertpipe import artifact
+from bertpipe import artifact, outside
 from bertpipe.config import Config, FinetuneConfig, listed
 from bertpipe.data.batches import Examples, ExampleSlots, pack_examples
 from bertpipe.downstream import tasks
@@ -122,6 +122,7 @@ def prepare(name: str, settings: FinetuneConfig, model: str) -> Job:
 
 def load_tokenizer_of(model: str) -> Any:
     """The tokenizer that lies beside a checkpoint; ConfigError when there is none."""
+    outside.check(model, "finetune.model")
     try:
         tokenizer = load_tokenizer(model)
     except (OSError, ValueError) as error:

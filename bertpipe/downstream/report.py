@@ -50,8 +50,10 @@ def fill_masks(model: Path, sentences: list[str]) -> list[dict[str, Any]]:
         return []
     from transformers import AutoTokenizer, pipeline
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    fill = pipeline("fill-mask", model=str(model), tokenizer=tokenizer, device="cpu", top_k=TOP)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    fill = pipeline(
+        "fill-mask", model=str(model), tokenizer=tokenizer, device="cpu", top_k=TOP, trust_remote_code=False
+    )
     longest = min(tokenizer.model_max_length, fill.model.config.max_position_embeddings)
     rows = []
     for index, sentence in enumerate(sentences):

@@ -17,6 +17,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from bertpipe import outside
 from bertpipe.config import ModelConfig
 from bertpipe.config_files import read_preset
 from bertpipe.errors import ConfigError
@@ -186,6 +187,7 @@ def load(auto_class: Any, name: str, setting: str, dropout: float | None = None,
 
     if name.startswith(("/", ".")) and not Path(name).is_dir():
         raise ConfigError(f"{setting}: there is no folder {name}")
+    outside.check(name, setting)
     try:
         check_overrides(changes, AutoConfig.from_pretrained(name).model_type)
         stock = AutoConfig.from_pretrained(name, **changes)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bertpipe import outside
 from bertpipe.config import Config
 from bertpipe.data import phases
 from bertpipe.data.batches import BUDGET_SLACK, PackedBatch, pack
@@ -106,6 +107,7 @@ def on_meta(cfg: Config, vocabulary: int) -> Any:
         if not cfg.model.init:
             length, seed = cfg.train.sequence_length, cfg.train.seed
             return encoders.build(cfg.model, vocabulary, SPECIAL_IDS, length, seed, auto_class)
+        outside.check(cfg.model.init, "model.init")
         stock = transformers.AutoConfig.from_pretrained(cfg.model.init, **cfg.model.overrides)
         encoders.set_dropout(stock, cfg.model.dropout)
         model = getattr(transformers, auto_class).from_config(stock, attn_implementation="eager", dtype=torch.float32)

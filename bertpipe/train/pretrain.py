@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bertpipe import artifact
+from bertpipe import artifact, outside
 from bertpipe.config import Config
 from bertpipe.config_files import read_preset
 from bertpipe.data import masking, phases
@@ -34,7 +34,8 @@ from bertpipe.train.optim import Optimizer, Recipe, check_names, check_schedule
 from bertpipe.train.place import Place
 from bertpipe.train.profile import Trace
 from bertpipe.train.samples import open_source
-from bertpipe.train.tracking import Record, Wandb
+from bertpipe.train.trackers import Background, Wandb
+from bertpipe.train.tracking import Record
 
 
 def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any]) -> None:
@@ -163,6 +164,7 @@ def check_tokenizer(init: str, tokenizer: Any) -> list[list[int]]:
     ConfigError when the checkpoint `init` has a tokenizer of its own with another vocabulary that this one's doesn't
     begin with.
     """
+    outside.check(init, "model.init")
     try:
         own = load_tokenizer(init)
     except (OSError, ValueError):
@@ -181,7 +183,7 @@ def load_tokenizer(folder: Path | str) -> Any:
     """The stock tokenizer of a folder."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def recipe(cfg: Config) -> Recipe:
@@ -216,7 +218,8 @@ def open_record(cfg: Config, place: Place, out: Path) -> Record:
     tracker = None
     if cfg.runtime.wandb:
         name = out.name.removesuffix(artifact.PARTIAL)
-        tracker = Wandb(cfg.runtime.wandb, Path(cfg.runtime.root), cfg.model_dump(mode="json"), name)
+        wandb = Wandb(cfg.runtime.wandb, Path(cfg.runtime.root), cfg.model_dump(mode="json"), name)
+        tracker = Background("wandb", wandb)
     return Record(out, cfg.runtime.log_every, tracker)
 
 

@@ -4,13 +4,12 @@
     speed.jsonl     what the machine determines: tokens/s, share of time waiting for data, memory, seconds, model
                     FLOPs/s, their share of a matrix product timed here (mfu) and of the card's datasheet
 
-Files are the record; trackers (wandb) are copies, best effort, and never ask for anything.
+Files are the record; trackers are copies, best effort (trackers.py).
 """
 
 from __future__ import annotations
 
 import json
-import netrc
 import os
 import resource
 import sys
@@ -24,12 +23,13 @@ import torch
 
 from bertpipe.data.batches import PackedBatch
 from bertpipe.train.flops import Meter
+from bertpipe.train.trackers import Background
 
 
 class Record:
     """The files of one run, written by its main process only; a no-op elsewhere (`folder` None)."""
 
-    def __init__(self, folder: Path | None, log_every: int = 10, tracker: Any = None):
+    def __init__(self, folder: Path | None, log_every: int = 10, tracker: Background | None = None):
         self.folder, self.log_every, self.tracker = folder, log_every, tracker
         self.files = {}
         if folder is not None:
@@ -61,11 +61,13 @@ class Record:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self.positions()
-        for file in self.files.values():
-            file.close()
-        if self.tracker is not None:
-            self.tracker.finish()
+        try:
+            self.positions()
+            for file in self.files.values():
+                file.close()
+        finally:
+            if self.tracker is not None:
+                self.tracker.finish()
 
 
 class Speed:
@@ -137,54 +139,3 @@ def _memory() -> int:
         return torch.cuda.max_memory_allocated()
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-class Wandb:
-    """Weights & Biases, offline without a key; a failure is said once and ends only its own record."""
-
-    def __init__(self, project: str, folder: Path, config: dict[str, Any], name: str):
-        self.run: Any = None
-        try:
-            import wandb
-
-            online = _has_wandb_key()
-            self.run = wandb.init(
-                project=project,
-                name=name,
-                dir=str(folder),
-                config=config,
-                mode="online" if online else "offline",
-                settings=wandb.Settings(silent=True, init_timeout=30, x_disable_stats=True),
-            )
-            if not online:
-                print(f"wandb: no key, so offline; upload later with: wandb sync {Path(self.run.dir).parent}")
-        except Exception as error:  # whatever a tracker does, the run goes on
-            print(f"wandb: not recording ({error})", file=sys.stderr)
-
-    def log(self, line: dict[str, Any]) -> None:
-        """Send one line of the record."""
-        try:
-            if self.run is not None:
-                self.run.log({k: v for k, v in line.items() if k != "step"}, step=line["step"])
-        except Exception as error:  # as above
-            print(f"wandb: stopped recording ({error})", file=sys.stderr)
-            self.run = None
-
-    def finish(self) -> None:
-        """Close the record."""
-        try:
-            if self.run is not None:
-                self.run.finish()
-        except Exception as error:  # as above
-            print(f"wandb: not closed well ({error})", file=sys.stderr)
-
-
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"] == "online"
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return any("wandb" in host for host in netrc.netrc().hosts)
-    except (OSError, netrc.NetrcParseError):
-        return False
