@@ -20,3 +20,7 @@ class DataError(BertpipeError):
 
 class ArtifactError(BertpipeError):
     """An artifact is missing, damaged, in use or made by another recipe."""
+
+
+class StorageError(BertpipeError):
+    """The disk is full, over quota or failing while something is written."""
