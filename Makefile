@@ -32,10 +32,10 @@ demo: $(READY) ## text to a fine-tuned BERT and its report, under 10 minutes on 
 	@$(BIN)/bertpipe all --config configs/demo.yaml
 
 test: $(READY) ## the tests, 10 minutes at most
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu and not torture"
 
 test-slow: $(READY) ## the long tests
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu and not torture"
 
 check: $(READY) ## lint, formatting and types
 	$(BIN)/ruff check .

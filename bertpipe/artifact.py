@@ -10,11 +10,13 @@ task x seed. Standard library only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import time
@@ -24,12 +26,20 @@ from pathlib import Path
 from typing import Any
 
 from bertpipe import __version__
-from bertpipe.errors import ArtifactError
+from bertpipe.errors import ArtifactError, BertpipeError, StorageError
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 LOCK = ".lock"
+TEMPORARY = ".tmp"
 SCHEMA = 1
+REMEDIES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there or have the quota raised",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EIO: "check the disk",
+}
+"""What to do where the disk doesn't take what is written."""
 
 
 def digest(value: Any) -> str:
@@ -82,14 +92,64 @@ def fsync(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that `path` holds either the old or the new whole, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False, default=str)
-        file.write("\n")
+    data = (json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n").encode()
+    with writing(path, len(data)), replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
     fsync(path.parent)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path` that takes its place if the body succeeds, and is removed if it fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def writing(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Make a full or failing disk a StorageError of one line: the path, the bytes `needed` and free, what to do.
+
+    The innermost one speaks. `path` is the file or folder that the body writes; its folder need not exist yet.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = storage_errno(error)
+        if number is None:
+            raise
+        place = str(getattr(error, "filename", None) or path)
+        raise StorageError(f"{place}: {storage_fault(number, Path(place), needed)}") from None
+
+
+def storage_errno(error: BaseException) -> int | None:
+    """The error number, one of REMEDIES, where `error` is a full or failing disk not yet put in words; else None.
+
+    Not every library passes it on: NumPy's `tofile` says how much it could not write, those in Rust write a text.
+    """
+    if isinstance(error, BertpipeError):
+        return None
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found[1])
+    elif number is None and isinstance(error, OSError) and re.search(r"^\d+ requested and \d+ written", str(error)):
+        number = errno.ENOSPC
+    return number if number in REMEDIES else None
+
+
+def storage_fault(number: int, path: Path, needed: int | None = None) -> str:
+    """What is wrong, how many bytes are `needed` and free where `path` lies, and what to do."""
+    there = next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))
+    sizes = f"{shutil.disk_usage(there).free:,} bytes free"
+    if needed is not None:
+        sizes = f"{needed:,} bytes to write, {sizes}"
+    return f"{os.strerror(number)} ({sizes}); {REMEDIES[number]} and run the command again: what is finished stays"
 
 
 def is_complete(folder: Path) -> bool:
@@ -165,16 +225,18 @@ def committing(folder: Path, **facts: Any) -> Iterator[tuple[Path, dict[str, Any
 
     Whatever the body puts into `counts` goes into the manifest with `facts`, every file's bytes and sha256, the code
     version, the environment and the wall seconds. Files and folders are flushed, the manifest last, then one rename
-    publishes. If the body fails, the scratch (`folder` + ".partial") stays for a rerun to continue.
+    publishes. If the body fails, the scratch (`folder` + ".partial") stays for a rerun to continue; a full disk is a
+    StorageError.
     """
     scratch = folder.with_name(folder.name + PARTIAL)
-    scratch.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     counts: dict[str, Any] = {}
-    with _locked(scratch):
+    with writing(scratch), _locked(scratch):
         if is_complete(folder):
             discard(scratch)
             raise ArtifactError(f"{folder}: another process has just finished it; run the command again")
+        for leftover in scratch.rglob(f".*{TEMPORARY}"):  # of a process that was killed
+            leftover.unlink()
         yield scratch, counts
         files = {}
         for path in list_files(scratch):
@@ -203,6 +265,7 @@ def committing(folder: Path, **facts: Any) -> Iterator[tuple[Path, dict[str, Any
 @contextlib.contextmanager
 def _locked(scratch: Path) -> Iterator[None]:
     """Hold `scratch`/.lock for this process; the kernel lets go of it however the process ends."""
+    scratch.mkdir(parents=True, exist_ok=True)
     with (scratch / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -84,13 +84,21 @@ def _guarded(argv: list[str]) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a full disk, a folder that can't be written
-        print(f"bertpipe: {redact(str(error))}", file=sys.stderr)
+    except OSError as error:  # a folder that can't be written, a full disk outside of a stage
+        print(f"bertpipe: {redact(_storage(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if is_main():
             print("bertpipe: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _storage(error: OSError) -> str:
+    """An OSError as one line; with the bytes free and what to do where the disk is full or fails."""
+    number = artifact.storage_errno(error)
+    if number is None or error.filename is None:
+        return str(error)
+    return f"{error.filename}: {artifact.storage_fault(number, Path(str(error.filename)))}"
 
 
 def _main(argv: list[str]) -> int:

@@ -6,6 +6,7 @@ Precedence: the defaults of config.py < YAML file(s) given with `--config` < `--
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,15 +36,19 @@ def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Conf
         if section in Config.model_fields and not key:
             raise ConfigError(f"--{name} is a section of settings; give one as --{name}.KEY VALUE")
         check_keys({section: {key: None}} if key else {section: None}, f"--{name}")
-    argv = [part for path in files if trees[path] for part in ("--config", str(path))]
-    argv += [part for name, text in flags for part in (f"--{name}", text)]
+    arguments = [(str(path), ["--config", str(path)]) for path in files if trees[path]]
+    arguments += [(f"--{name}", [f"--{name}={text}"]) for name, text in flags]
+    for origin, value in [*((str(path), tree) for path, tree in trees.items()), *((f"--{n}", t) for n, t in flags)]:
+        _check_texts(value, origin)
     try:
-        resolved = parser(Config.model_fields).parse_args(argv).as_dict()
+        resolved = _whole_parser().parse_args([word for _, words in arguments for word in words]).as_dict()
         resolved.pop("config")
         refuse(resolved)
         return Config(**resolved)
     except ArgumentError as error:
-        raise ConfigError(_plainly(str(error))) from None
+        message = _plainly(str(error))
+        origin = "" if re.match(r"[\w.]+: ", message) else f"{_culprit(arguments)}: "
+        raise ConfigError(origin + message) from None
     except ValidationError as error:
         first = error.errors()[0]
         place = first["loc"]
@@ -51,7 +56,51 @@ def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Conf
         if len(place) > 2 and isinstance(place[2], str):  # pydantic's word on the first of several types
             section, name = str(place[0]), str(place[1])
             key, reason = f"{section}.{name}", allowed(section, name)
-        raise ConfigError(f"{key}: {reason}, got {first['input']!r}") from None
+        raise ConfigError(f"{key}: {reason}, got {_clip(repr(first['input']))}") from None
+    except UNREADABLE as error:
+        raise ConfigError(f"{_culprit(arguments)}: a value can't be read ({_clip(repr(error))})") from None
+
+
+def _culprit(arguments: list[tuple[str, list[str]]]) -> str:
+    """The first file or flag that can't be parsed by itself; all of them if it takes several."""
+    from jsonargparse import ArgumentError
+
+    for origin, words in arguments:
+        try:
+            _whole_parser().parse_args(words)
+        except (ArgumentError, *UNREADABLE):
+            return origin
+    return ", ".join(origin for origin, _ in arguments)
+
+
+def _check_texts(value: Any, origin: str) -> None:
+    """ConfigError for a text that jsonargparse, which reads texts as YAML again, would blow up or choke on."""
+    if isinstance(value, dict):
+        if "class_path" in value:
+            raise ConfigError(f"{origin}: class_path is no setting, as nothing here is a class to choose; remove it")
+        for inner in value.values():
+            _check_texts(inner, origin)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_texts(inner, origin)
+    elif isinstance(value, str) and SURROGATE.search(value):
+        raise ConfigError(f"{origin}: {_clip(ascii(value))} holds half a character (lone surrogate)")
+    elif isinstance(value, str) and len(value) < MAX_TEXT and TELLING.search(value):
+        try:
+            loaded = _OnceLoader(value).get_single_data()
+        except ValueRefusedError as error:
+            raise ConfigError(f"{origin}: {_clip(repr(value))} can't be read: {error.problem}") from None
+        except RecursionError:
+            raise ConfigError(f"{origin}: {_clip(repr(value))} is nested too deep") from None
+        except yaml.YAMLError:
+            return  # so it is taken as a plain text
+        if not isinstance(loaded, str):
+            _check_texts(loaded, origin)
+
+
+@functools.cache
+def _whole_parser() -> Any:
+    return parser(Config.model_fields)
 
 
 def _plainly(message: str) -> str:
@@ -63,15 +112,15 @@ def _plainly(message: str) -> str:
         r'"(?P<key>[^"]+)": (Problem .*: )?Parser key "(?P<part>[^"]+)": .* Given value: (?P<value>.*)', text
     )
     if inner:
-        return f"{inner['key']}: {inner['part']} can't be {inner['value']}"
+        return f"{inner['key']}: {inner['part']} can't be {_clip(inner['value'])}"
     if not found:
-        return re.sub(r"""^Parser key "([^"]+)": (Problem with given class_path '[^']+': )?""", r"\1: ", text)
+        return _clip(re.sub(r"""^Parser key "([^"]+)": (Problem with given class_path '[^']+': )?""", r"\1: ", text))
     key, reason = found["key"], found["reason"]
     if limit := re.search(r"Input should be .*?(?= \[type=)", reason):
         reason = limit[0]
     elif reason.startswith(("Expected a ", "Does not validate against any", "Not a valid subclass")):
         reason = allowed(*key.split(".")[:2])
-    return f"{key}: {reason}, got {found['value'].partition(' Subclass types')[0]}"
+    return f"{key}: {_clip(reason)}, got {_clip(found['value'].partition(' Subclass types')[0])}"
 
 
 def allowed(section: str, key: str) -> str:
@@ -97,6 +146,17 @@ def _kinds(annotation: Any) -> list[str]:
     return KINDS.get(origin or annotation, ["something else"])
 
 
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+"""What PyYAML raises, besides its own errors, over `!!int x`, a thirteenth month and the like."""
+MAX_NODES = 10_000
+"""Values of a settings file, its aliases written out."""
+MAX_TEXT = 100_000
+"""A longer text is never read as YAML."""
+TELLING = re.compile(r"[&*!{\[]|class_path")
+"""What a text holds that is more than a scalar."""
+SURROGATE = re.compile("[\ud800-\udfff]")
+MAX_SHOWN = 200
+"""Characters of a wrong value that a message shows."""
 KINDS = {
     bool: ["true", "false"],
     int: ["a whole number"],
@@ -145,11 +205,28 @@ def _known(name: str, names: Any, kind: str, origin: str) -> None:
     every = {f"{s}.{k}" for s, f in Config.model_fields.items() for k in f.annotation.model_fields}  # type: ignore
     elsewhere = [other for other in sorted(every) if other.split(".")[1] == name.split(".")[-1]]
     best = (elsewhere if elsewhere and not near else near or sorted(names)[:1])[0]
-    raise ConfigError(f"{origin}: unknown {kind} {name!r}; did you mean {best!r}?")
+    raise ConfigError(f"{origin}: unknown {kind} {_clip(name)!r}; did you mean {best!r}?")
+
+
+class ValueRefusedError(yaml.constructor.ConstructorError):
+    """A value that is well-formed YAML and yet can't be had."""
 
 
 class _OnceLoader(yaml.SafeLoader):
     """Plain YAML, in which a key given twice is an error rather than a silent last word."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _count_nodes(node, {})
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except UNREADABLE:
+            problem = f"{_clip(str(node.value))!r} is no {node.tag.rpartition(':')[2]}"
+            raise ValueRefusedError(None, None, problem, node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value]
@@ -159,17 +236,45 @@ class _OnceLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _count_nodes(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """Nodes of a tree whose aliases are written out; an error for one that never ends, or has more than MAX_NODES."""
+    if node in known:
+        if known[node]:
+            return known[node]
+        raise ValueRefusedError(None, None, "it contains itself", node.start_mark)
+    known[node] = 0  # at it
+    inside = node.value if isinstance(node, yaml.CollectionNode) else []
+    parts = [part for entry in inside for part in (entry if isinstance(entry, tuple) else (entry,))]
+    known[node] = 1 + sum(_count_nodes(part, known) for part in parts)
+    if known[node] > MAX_NODES:
+        problem = f"more than {MAX_NODES} values, its aliases (*) written out"
+        raise ValueRefusedError(None, None, problem, node.start_mark)
+    return known[node]
+
+
+def _clip(text: str) -> str:
+    """The beginning of a text that may be of any length."""
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
+
+
 def _read_yaml(path: Path) -> Any:
+    text = ""
     try:
-        return _OnceLoader(path.read_text(encoding="utf-8")).get_single_data()
+        text = path.read_text(encoding="utf-8")
+        return _OnceLoader(text).get_single_data()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read ({error})") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML (nested too deep)") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{path}:{line}: not valid YAML (unacceptable character #x{error.character:04x})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        raise ConfigError(f"{path}{line}: not valid YAML ({_clip(str(getattr(error, 'problem', error)))})") from None
 
 
 def preset_folder() -> Path:

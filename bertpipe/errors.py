@@ -24,3 +24,7 @@ class ArtifactError(BertpipeError):
 
 class RunError(BertpipeError):
     """A run can't go on: it diverged, or one of its processes is lost or no longer holds what the others hold."""
+
+
+class StorageError(BertpipeError):
+    """The disk is full, over quota or failing while something is written."""

@@ -23,10 +23,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from bertpipe.artifact import LOCK, committing, discard, is_complete, read_manifest, write_json
+from bertpipe.artifact import LOCK, committing, discard, is_complete, read_manifest, write_json, writing
 from bertpipe.config import Config, CorpusConfig
+from bertpipe.data import npy
 from bertpipe.data.cleaning import clean, content_hash, in_holdout
 from bertpipe.data.duplicates import HashWriter, duplicates_of, find_duplicates, list_ranges
 from bertpipe.data.engine import map_units
@@ -88,7 +87,8 @@ class PartWriter:
             )
             self.num_parts += 1
         columns = [pa.array(column, pa.string()) for column in zip(*self._rows, strict=True)]
-        self._file.write_table(pa.table(columns, schema=schema))
+        with writing(self.folder / part_name(self.num_parts - 1), self._group_bytes):
+            self._file.write_table(pa.table(columns, schema=schema))
         self._rows.clear()
         self._group_bytes = 0
 
@@ -97,7 +97,8 @@ class PartWriter:
         if self._rows:
             self._write_group()
         if self._file is not None:
-            self._file.close()
+            with writing(self.folder / part_name(self.num_parts - 1)):
+                self._file.close()
         self._file, self._part_bytes = None, 0
 
 
@@ -242,7 +243,7 @@ def _write_duplicates(folder: Path, tasks: list[_Task], num_documents: int, cfg:
         _clear(scratch)
         found = _map(find_duplicates, ranges, "finding duplicates", cfg)
         for search, rows in zip(ranges, found, strict=True):
-            np.save(scratch / f"{search.first:03d}.npy", rows)
+            npy.save(scratch / f"{search.first:03d}.npy", rows)
         counts["ranges"] = len(ranges)
 
 

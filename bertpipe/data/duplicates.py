@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bertpipe.data import npy
+
 RUN = 1 << 17
 """Documents of one run: 2.6 MiB on disk, 20 MiB while it is collected."""
 RANGE = 1 << 20
@@ -48,8 +50,8 @@ class HashWriter:
         first_bytes = (rows["high"] >> np.uint64(56)).astype(np.uint8)
         order = np.argsort(first_bytes, kind="stable")  # stable: documents of a group stay in source order
         self.folder.mkdir(parents=True, exist_ok=True)
-        np.save(self.folder / f"hashes-{self.num_runs:05d}.npy", rows[order])
-        np.save(self.folder / f"bounds-{self.num_runs:05d}.npy", np.searchsorted(first_bytes[order], np.arange(257)))
+        npy.save(self.folder / f"hashes-{self.num_runs:05d}.npy", rows[order])
+        npy.save(self.folder / f"bounds-{self.num_runs:05d}.npy", np.searchsorted(first_bytes[order], np.arange(257)))
         self.num_runs += 1
         self.pending.clear()
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, resource_tracker
 from typing import Any, NamedTuple, TypeVar
 
+from bertpipe.artifact import storage_errno
 from bertpipe.errors import BertpipeError, DataError
 
 U = TypeVar("U")
@@ -37,9 +38,9 @@ def map_units(
 
     With `workers` 1, or a single unit, everything runs in this process; None takes every core. `function` must be
     importable by name (a module's function or a `functools.partial` of one). An exception in a unit is raised here
-    when its turn comes, as it would be in line: a BertpipeError unchanged, anything else as a RuntimeError with the
-    worker's traceback. A worker that dies (out of memory, a crash in C) is a DataError naming its unit. However the
-    iteration ends, Ctrl-C included, no worker is left behind.
+    when its turn comes, as it would be in line: a BertpipeError, or a full disk's error, unchanged, anything else as a
+    RuntimeError with the worker's traceback. A worker that dies (out of memory, a crash in C) is a DataError naming its
+    unit. However the iteration ends, Ctrl-C included, no worker is left behind.
     """
     workers = min(workers or available_cores(), len(units))
     results = map(function, units) if workers <= 1 else _map_in_workers(function, units, workers, description)
@@ -145,8 +146,9 @@ def _serve(function: Callable, pipe: connection.Connection) -> None:
                 result = function(unit)
             except BertpipeError as error:
                 result = _Failure(error)
-            except Exception:
-                result = _Failure(RuntimeError(f"{_name(unit)} failed in a worker:\n{traceback.format_exc()}"))
+            except Exception as error:
+                ours = RuntimeError(f"{_name(unit)} failed in a worker:\n{traceback.format_exc()}")
+                result = _Failure(error if storage_errno(error) else ours)
             pipe.send(result)
 
 

@@ -11,7 +11,6 @@ plan file; it may be deleted and comes back the same. With it any step is found 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bertpipe.data import keyed
+from bertpipe.data import keyed, npy
 from bertpipe.data.shards import TokenShards
 from bertpipe.errors import DataError
 
@@ -169,9 +168,7 @@ class Order:
         plan = np.array(list(self._step_starts(epoch)), np.int64)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
-            np.save(temporary, plan, allow_pickle=False)
-            temporary.replace(path)
+            npy.save(path, plan)
         return plan
 
     def _step_starts(self, epoch: int) -> Iterator[Cursor]:

@@ -12,27 +12,21 @@ from __future__ import annotations
 
 import json
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from bertpipe.artifact import writing
 from bertpipe.config import CorpusConfig
+from bertpipe.data.codecs import CHUNK, CODECS, Codec, DamagedError, magic_of, plain
 from bertpipe.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-CHUNK = 1 << 20
-"""Bytes asked of a file or a decoder at once."""
-ZSTD_FEED = 1 << 8
-"""Compressed bytes given to zstd at once: a block of 4 bytes can hold 128 KiB, so this bounds a bomb to 8 MiB."""
-ZSTD_WINDOW = 1 << 27
-"""Largest window a zstd frame may ask for, in bytes (zstd's own default limit)."""
 BATCH_ROWS = 128
 """Rows of a parquet file held as Python strings at once."""
 BOM = b"\xef\xbb\xbf"
-MAGIC = {b"\x1f\x8b": "gzip-compressed", b"\x28\xb5\x2f\xfd": "zstd-compressed"}
 
 
 class Document(NamedTuple):
@@ -51,10 +45,6 @@ class Bad(NamedTuple):
     message: str
     """One line: file, place, what is wrong and what to do."""
     records: int = 1
-
-
-class _DamagedError(Exception):
-    """The compressed or parquet data end early or are corrupt; the text says where."""
 
 
 def record_limit(config: CorpusConfig) -> int:
@@ -89,70 +79,12 @@ def split_name(path: Path) -> tuple[str, str]:
 
 
 def _wrong_name(head: bytes, codec: str) -> str | None:
-    found = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
+    found = magic_of(head)
     if found and not codec:
         return f"{found}, but not named so; rename it to end in .{'gz' if found.startswith('gzip') else 'zst'}"
     if codec == "gz" and not head.startswith(b"\x1f\x8b"):
         return "not a gzip file though it is named .gz; rename or remove it"
     return None
-
-
-# --- compression: pieces of at most a few MiB, and truncation is an error ---------------------------------------------
-
-
-def _plain(file: IO[bytes]) -> Iterator[bytes]:
-    while piece := file.read(CHUNK):
-        yield piece
-
-
-def _gunzip(file: IO[bytes]) -> Iterator[bytes]:
-    """Every member of a gzip file, its checksums tested."""
-    decoder = None
-    while data := file.read(CHUNK):
-        piece = b""
-        while data or len(piece) == CHUNK:
-            if decoder is None:
-                data = data.lstrip(b"\0")  # padding behind a member, as gzip itself allows
-                if not data:
-                    break
-                decoder = zlib.decompressobj(wbits=31)
-            try:
-                piece = decoder.decompress(data, CHUNK)
-            except zlib.error as error:
-                raise _DamagedError(f"gzip data corrupt before byte {file.tell()} ({error})") from None
-            data = decoder.unconsumed_tail
-            if decoder.eof:
-                data, decoder = decoder.unused_data, None
-            yield piece
-    if decoder is not None:
-        raise _DamagedError(f"gzip data end early, at byte {file.tell()}")
-
-
-def _unzstd(file: IO[bytes]) -> Iterator[bytes]:
-    """Every frame of a zstd file. (`stream_reader` would take a truncated frame for a whole one.)"""
-    import zstandard
-
-    context = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
-    decoder, begun = None, False
-    while data := file.read(ZSTD_FEED):
-        begun = True
-        while data:
-            decoder = decoder or context.decompressobj()
-            try:
-                piece = decoder.decompress(data)
-            except zstandard.ZstdError as error:
-                raise _DamagedError(
-                    f"zstd data corrupt or over the limits before byte {file.tell()} ({error})"
-                ) from None
-            data = b""
-            if decoder.eof:
-                data, decoder = decoder.unused_data, None
-            yield piece
-    if decoder is not None or not begun:
-        raise _DamagedError(f"zstd data end early, at byte {file.tell()}")
-
-
-CODECS: dict[str, Callable[[IO[bytes]], Iterator[bytes]]] = {"": _plain, "gz": _gunzip, "zst": _unzstd}
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
@@ -168,30 +100,35 @@ class _Line(NamedTuple):
 
 
 def _lines(pieces: Iterator[bytes], limit: int) -> Iterator[_Line]:
-    """Split at "\\n" alone, in bounded memory. A line that the damage cut off is not given out."""
+    """Split at "\\n" alone, in bounded memory. A line that the damage cut off is not given out.
+
+    One that is too long is told of at once, so that nobody has to read to its end to refuse it.
+    """
     kept: list[bytes] = []
     number, offset, length = 1, 0, 0
     for piece in pieces:
         *whole, rest = piece.split(b"\n")
         for part in whole:
-            length += len(part)
-            yield _Line(number, offset, b"".join((*kept, part)) if length <= limit else None)
-            number, offset, length = number + 1, offset + length + 1, 0
+            if length <= limit:
+                fits = length + len(part) <= limit
+                yield _Line(number, offset, b"".join((*kept, part)) if fits else None)
+            number, offset, length = number + 1, offset + length + len(part) + 1, 0
             kept.clear()
-        length += len(rest)
         if length <= limit:
             kept.append(rest)
-        else:
-            kept.clear()
-    if length:
-        yield _Line(number, offset, b"".join(kept) if length <= limit else None)
+            if length + len(rest) > limit:
+                kept.clear()
+                yield _Line(number, offset, None)
+        length += len(rest)
+    if 0 < length <= limit:
+        yield _Line(number, offset, b"".join(kept))
 
 
 def _decoded_lines(
-    path: Path, file: IO[bytes], codec: Callable[[IO[bytes]], Iterator[bytes]], config: CorpusConfig
+    path: Path, file: IO[bytes], codec: Codec, config: CorpusConfig
 ) -> Iterator[tuple[_Line, str] | Bad]:
     """Each line with its text, or what is wrong with it."""
-    within = "" if codec is _plain else " of the uncompressed text"
+    within = "" if codec is plain else " of the uncompressed text"
     limit = record_limit(config)
     try:
         for line in _lines(codec(file), limit):
@@ -207,8 +144,8 @@ def _decoded_lines(
                 yield Bad(f"{path}: line {line.number}: {wrong}{within}; {_MEND}")
             else:
                 yield line._replace(offset=line.offset + skip), text
-    except _DamagedError as error:
-        yield Bad(f"{path}: {error}; get the file again")
+    except DamagedError as error:
+        yield Bad(f"{path}: {error}")
 
 
 _MEND = "mend the file, or set corpus.on_error: skip"
@@ -225,7 +162,7 @@ def _decode(data: bytes, offset: int) -> tuple[str, str]:
         return "", f"not UTF-8 at byte {offset + error.start}"
 
 
-def _read_txt(path: Path, file: IO[bytes], codec: Callable, config: CorpusConfig) -> Iterator[Document | Bad]:
+def _read_txt(path: Path, file: IO[bytes], codec: Codec, config: CorpusConfig) -> Iterator[Document | Bad]:
     if config.txt_documents == "line":
         for line in _decoded_lines(path, file, codec, config):
             yield line if isinstance(line, Bad) else Document(line[1], path.name)
@@ -240,16 +177,16 @@ def _read_txt(path: Path, file: IO[bytes], codec: Callable, config: CorpusConfig
                     "set corpus.txt_documents: line"
                 )
                 return
-    except _DamagedError as error:
-        yield Bad(f"{path}: {error}; get the file again")
+    except DamagedError as error:
+        yield Bad(f"{path}: {error}")
         return
     skip = len(BOM) if whole.startswith(BOM) else 0
     text, wrong = _decode(bytes(whole[skip:]), skip)
-    within = "" if codec is _plain else " of the uncompressed text"
+    within = "" if codec is plain else " of the uncompressed text"
     yield Bad(f"{path}: {wrong}{within}; {_MEND}") if wrong else Document(text, path.name)
 
 
-def _read_jsonl(path: Path, file: IO[bytes], codec: Callable, config: CorpusConfig) -> Iterator[Document | Bad]:
+def _read_jsonl(path: Path, file: IO[bytes], codec: Codec, config: CorpusConfig) -> Iterator[Document | Bad]:
     for item in _decoded_lines(path, file, codec, config):
         if isinstance(item, Bad):
             yield item
@@ -297,23 +234,26 @@ def _shorten(names: list[str]) -> str:
 # --- parquet ----------------------------------------------------------------------------------------------------------
 
 
-def _read_parquet(path: Path, file: IO[bytes], codec: Callable, config: CorpusConfig) -> Iterator[Document | Bad]:
+def _read_parquet(path: Path, file: IO[bytes], codec: Codec, config: CorpusConfig) -> Iterator[Document | Bad]:
     """Row group by row group; one that can't be read is lost alone. A compressed file is unpacked to the disk first."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with tempfile.TemporaryFile() as unpacked:
+    place = Path(tempfile.gettempdir())
+    with writing(place), tempfile.TemporaryFile() as unpacked:
         try:
-            if codec is not _plain:
+            if codec is not plain:
                 for piece in codec(file):
-                    unpacked.write(piece)
+                    with writing(place, len(piece)):  # a full disk is not the file's fault
+                        unpacked.write(piece)
+                        unpacked.flush()
                 unpacked.seek(0)
                 file = unpacked
             # Buffered column reads keep one page in memory instead of a whole column of the row group.
             table = pq.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False, page_checksum_verification=True)
             wrong = _wrong_column(table.schema_arrow, config.text_key)
-        except _DamagedError as error:
-            wrong = f"{error}; get the file again"
+        except DamagedError as error:
+            wrong = str(error)
         except (pa.ArrowException, OSError, ValueError) as error:
             wrong = f"not readable as parquet ({_first_line(error)}); get the file again"
         if wrong:
@@ -370,7 +310,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-FORMATS: dict[str, Callable[[Path, IO[bytes], Callable, CorpusConfig], Iterator[Document | Bad]]] = {
+FORMATS: dict[str, Callable[[Path, IO[bytes], Codec, CorpusConfig], Iterator[Document | Bad]]] = {
     "txt": _read_txt,
     "jsonl": _read_jsonl,
     "parquet": _read_parquet,

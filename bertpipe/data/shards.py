@@ -19,12 +19,13 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bertpipe.artifact import discard, read_manifest, write_json
 from bertpipe.config import Config
+from bertpipe.data import npy
 from bertpipe.data.corpus import SPLITS, list_parts
 from bertpipe.data.encoding import Encoder
 from bertpipe.data.engine import map_units
@@ -137,7 +138,7 @@ class ShardWriter:
         self.dtype = token_dtype(vocab_size)
         self.unigrams = np.zeros(vocab_size, np.int64)
         self.shards: list[dict[str, int]] = []
-        self._open: dict[str, _GrowingNpy] | None = None  # of the shard at hand
+        self._open: dict[str, npy.GrowingNpy] | None = None  # of the shard at hand
 
     def add(self, tokens: np.ndarray, documents: np.ndarray, sentences: np.ndarray) -> None:
         """Append whole documents.
@@ -171,9 +172,9 @@ class ShardWriter:
 
     def _append(self, tokens: np.ndarray, documents: np.ndarray, sentences: np.ndarray) -> None:
         if self._open is None:
-            offsets = np.dtype(np.int64)
+            offsets, number = np.dtype(np.int64), f"{len(self.shards):05d}"
             dtypes = {"tokens": self.dtype, "documents": offsets, "sentences": offsets}
-            self._open = {n: _GrowingNpy(self.folder / f"{n}-{len(self.shards):05d}.npy", d) for n, d in dtypes.items()}
+            self._open = {n: npy.GrowingNpy(self.folder / f"{n}-{number}.npy", d) for n, d in dtypes.items()}
             for name in ("documents", "sentences"):
                 self._open[name].append(np.zeros(1, np.int64))
         start = self._open["tokens"].length
@@ -192,33 +193,9 @@ class ShardWriter:
         """Finish the last shard; returns {"documents", "sentences", "tokens", "shards": [one entry each]}."""
         if self._open is not None:
             self._finish()
-        np.save(self.folder / "unigrams.npy", self.unigrams, allow_pickle=False)
+        npy.save(self.folder / "unigrams.npy", self.unigrams)
         names = ("documents", "sentences", "tokens")
         return {name: sum(shard[name] for shard in self.shards) for name in names} | {"shards": self.shards}
-
-
-class _GrowingNpy:
-    """A one-dimensional .npy file written in pieces: NumPy pads its header so that the length can be set at the end."""
-
-    def __init__(self, path: Path, dtype: np.dtype):
-        self.dtype, self.length = dtype, 0
-        self._file: BinaryIO = path.open("wb")
-        self._header()
-        self._start = self._file.tell()
-
-    def _header(self) -> None:
-        description = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False}
-        np.lib.format.write_array_header_1_0(self._file, description | {"shape": (self.length,)})
-
-    def append(self, values: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(values, self.dtype).data)
-        self.length += len(values)
-
-    def close(self) -> None:
-        self._file.seek(0)
-        self._header()
-        assert self._file.tell() == self._start, "the header grew over the first values"
-        self._file.close()
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -235,7 +212,7 @@ def write_index(
     **facts: Any,
 ) -> None:
     """Write shards.json and continuations.npy; `splits` holds what `ShardWriter.close` returned."""
-    np.save(folder / "continuations.npy", continuations.astype(bool), allow_pickle=False)
+    npy.save(folder / "continuations.npy", continuations.astype(bool))
     index = {
         "vocab_size": len(continuations),
         "special_ids": special_ids,
@@ -353,13 +330,7 @@ def encode_unit(tokenizer: Path, language: str, unit: Unit) -> None:
     kept = documents[documents > 0]
     read = np.array([len(texts), len(texts) - len(kept), sum(map(len, texts))], np.int64)
     unit.result.parent.mkdir(parents=True, exist_ok=True)
-    temporary = unit.result.with_name(f".{unit.result.name}")
-    with temporary.open("wb") as file:
-        for array in (tokens, kept, sentences, read):
-            np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(unit.result)
+    npy.save(unit.result, tokens, kept, sentences, read)
 
 
 @functools.lru_cache(maxsize=1)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertpipe import outside
-from bertpipe.artifact import identify_files, write_json
+from bertpipe.artifact import identify_files, write_json, writing
 from bertpipe.config import Config, TokenizerConfig
 from bertpipe.data.corpus import read_documents
 from bertpipe.errors import ArtifactError, ConfigError, DataError
@@ -311,10 +311,13 @@ def save(tokenizer: Any, folder: Path) -> None:
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # published tokenizers may carry both, which would cut or fill every document
     backend.no_padding()
-    tokenizer.save_pretrained(folder)
+    with writing(folder):
+        tokenizer.save_pretrained(folder)
     pieces = sorted(backend.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
     if type(backend.model).__name__ == "WordPiece" and [number for _, number in pieces] == list(range(len(pieces))):
-        (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8")
+        data = "".join(f"{piece}\n" for piece, _ in pieces).encode()
+        with writing(folder / "vocab.txt", len(data)):
+            (folder / "vocab.txt").write_bytes(data)
 
 
 def load(folder: Path) -> Tokenizer:
