@@ -273,8 +273,8 @@ def _read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}:{line}: not valid YAML (unacceptable character #x{error.character:04x})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML ({_clip(str(getattr(error, 'problem', error)))})") from None
+        place = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{place}: not valid YAML ({_clip(str(getattr(error, 'problem', error)))})") from None
 
 
 def preset_folder() -> Path:
