@@ -102,3 +102,14 @@ def test_unseen_text_is_scored_beside_the_frequencies_of_the_training_text(tmp_p
     assert f"unigram cross-entropy of {expected:.3f}" in printed
     assert 190 <= result["documents"] <= 200
     assert 0 < result["loss"] < math.log(len(counts)) and 0 <= result["accuracy"] <= 1
+
+
+@pytest.mark.slow
+def test_checkpoint_cost_compares_windows_with_and_without_a_save(tmp_path):
+    result, printed = run("checkpoint_cost.py", tmp_path, "--quick --threads 1")
+    with_save, without = (result[f"window_seconds_{name}"]["values"] for name in ("with", "without"))
+    costs = [a - b for a, b in zip(with_save, without, strict=True)]
+    assert len(costs) == len(result["copy_seconds"]["values"]) == len(result["write_seconds"]["values"]) == 2
+    assert result["share_every_5_minutes"] == pytest.approx(sum(costs) / 2 / 300, abs=1e-6)
+    assert result["bytes"] > 3 * 4 * 500_000, "weights and two moments"
+    assert f"{result['bytes']:,} bytes a checkpoint" in printed

@@ -155,7 +155,7 @@ class Checkpoints:
             self._write_model(snapshot, scratch / "model")
             save_file(snapshot.optimizer, scratch / files.OPTIMIZER)
             (scratch / files.OPTIMIZER).chmod(0o644)
-            state = json.dumps(snapshot.state, indent=2, ensure_ascii=False, default=str)
+            state = json.dumps(snapshot.state, indent=2, ensure_ascii=False, allow_nan=False)
             files.write_text(scratch / files.STATE, state + "\n")
             files.seal(scratch, snapshot.step, self.run, time.monotonic() - started)
             self._set_aside(target)

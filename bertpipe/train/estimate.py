@@ -47,11 +47,13 @@ class Memory:
     optimizer: int
     activations: int
     """What a slot's forward keeps for its backward, logits and low-precision copies of the weights included."""
+    copies: int
+    """Of weights and optimizer, in a checkpoint that is being written; beside a GPU they are in the host's memory."""
 
     @property
     def peak(self) -> int:
-        """In the backward pass, or while a checkpoint is written, which copies the optimizer's tensors."""
-        return self.weights + self.optimizer + max(self.gradients + self.activations, self.optimizer)
+        """In the backward pass, beside which a checkpoint is written."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.copies
 
 
 def lines(cfg: Config, measure: bool) -> list[str]:
@@ -61,7 +63,7 @@ def lines(cfg: Config, measure: bool) -> list[str]:
     vocabulary, origin = vocabulary_size(cfg)
     model = on_meta(cfg, vocabulary)
     parameters = encoders.count_parameters(model)
-    memory = memory_of(cfg, model, place.precision)
+    memory = memory_of(cfg, model, place.precision, place.device.type == "cpu")
     recomputed = ", recomputed layer by layer" if cfg.runtime.gradient_checkpointing else ""
     parts = [part for part in phases.parts(train) if part.last > part.first]
     flops = sum(_flops_of(cfg, model, part) for part in parts)
@@ -75,7 +77,8 @@ def lines(cfg: Config, measure: bool) -> list[str]:
         f"model    {model.config.model_type}, {parameters:,} parameters, vocabulary {vocabulary:,} ({origin})",
         f"memory   {_gib(memory.peak)} at the peak, a process: weights {_gib(memory.weights)}, gradients "
         f"{_gib(memory.gradients)}, {cfg.optim.name} {_gib(memory.optimizer)}, activations of a slot "
-        f"{_gib(memory.activations)} ({place.precision}{recomputed}); Python and its libraries come on top",
+        f"{_gib(memory.activations)} ({place.precision}{recomputed}), a checkpoint being written "
+        f"{_gib(memory.copies)}; Python and its libraries come on top",
         f"tokens   {phases.total_tokens(train):,}: {shape}{ramp}",
         f"FLOPs    {flops:.3g} of the model in all, forward and backward, every sequence taken to be full",
         *_hours(cfg, place, parts, flops, vocabulary, measure),
@@ -115,14 +118,15 @@ def on_meta(cfg: Config, vocabulary: int) -> Any:
     return encoders.settle(model)
 
 
-def memory_of(cfg: Config, model: Any, precision: str) -> Memory:
+def memory_of(cfg: Config, model: Any, precision: str, on_cpu: bool) -> Memory:
     """Bytes at the peak of a step on one process; the phase with the largest activations counts."""
     weights = 4 * encoders.count_parameters(model)
     activations = 0
     for part in phases.parts(cfg.train):
         kept = count_activations(model, precision, part.sequence_length, cfg.masking.probability)
         activations = max(activations, kept.of(part.slot_tokens, cfg.runtime.gradient_checkpointing))
-    return Memory(weights, weights, optimizer_bytes(model, pretrain.recipe(cfg)), activations)
+    optimizer = optimizer_bytes(model, pretrain.recipe(cfg))
+    return Memory(weights, weights, optimizer, activations, (weights + optimizer) * on_cpu)
 
 
 class _Small(nn.Module):

@@ -4,6 +4,8 @@ import copy
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -340,3 +342,32 @@ def test_a_model_of_another_size_is_refused(three):
     with pytest.raises(ArtifactError, match=r"is F32 \[.*8\], the model's is F32 \[.*12\]"):
         Checkpoints.restore(three.newest(), model, Optimizer(model, saved.RECIPE))
     assert saved.equal(before, model.state_dict()), "nothing is loaded by halves"
+
+
+ENDS = """
+import sys
+from pathlib import Path
+from tests import saved
+checkpoints, model, optimizer = saved.make(Path(sys.argv[1]))
+saved.advance(model, optimizer, 1)
+checkpoints.save(1, model, optimizer, saved.state(1))
+raise RuntimeError("the end")
+"""
+
+
+def test_an_interpreter_that_ends_writes_to_the_end(tmp_path):
+    """By an exception, with nobody waiting."""
+    done = subprocess.run([sys.executable, "-c", ENDS, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "RuntimeError: the end" in done.stderr
+    checkpoints = saved.make(tmp_path)[0]
+    assert names(checkpoints) == ["step-00000001"]
+    step, tensors = saved.restored(checkpoints.newest())
+    assert step == 1 and saved.equal(tensors, saved.oracle(1)[1])
+
+
+def test_a_state_that_json_can_not_hold_is_refused_when_it_is_saved(tmp_path):
+    checkpoints, model, optimizer = saved.make(tmp_path)
+    checkpoints.save(1, model, optimizer, {"seconds": float("nan")})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        checkpoints.wait()
+    assert names(checkpoints) == []

@@ -87,6 +87,15 @@ def test_albert_counts_its_one_layer_as_often_as_it_runs():
     assert estimate.model_flops(model, 1, 8, 0.0) == expected
 
 
+def test_a_checkpoint_being_written_counts_where_training_is_in_the_same_memory():
+    """Weights and AdamW's two moments, a second time; not on a GPU, where the copy is the host's."""
+    cfg = config(optim={"name": "adamw"})
+    model = estimate.on_meta(cfg, 600)
+    cpu, gpu = (estimate.memory_of(cfg, model, "fp32", on_cpu) for on_cpu in (True, False))
+    assert cpu.copies == 3 * 4 * encoders.count_parameters(model) and gpu.copies == 0
+    assert cpu.peak - gpu.peak == cpu.copies and gpu.peak == 2 * gpu.weights + gpu.optimizer + gpu.activations
+
+
 def test_the_command_answers_without_artifacts(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ["--train.steps", "10", "--train.slots_per_step", "2", "--train.slot_tokens", "256", "--model.preset"]
