@@ -35,7 +35,7 @@ from safetensors.torch import save_file
 from bertpipe import artifact
 from bertpipe.config import Config
 from bertpipe.data.tokenizer import save as save_tokenizer
-from bertpipe.errors import ArtifactError
+from bertpipe.errors import ArtifactError, StorageError
 from bertpipe.model import encoders
 from bertpipe.train import checkpoint_files as files
 from bertpipe.train.optim import Optimizer
@@ -122,7 +122,7 @@ class Checkpoints:
             self._commit(target, snapshot)
             self._failed = 0
             self._try(self._prune)
-        except (OSError, SafetensorError) as error:  # a full disk, a quota, a broken one
+        except (OSError, SafetensorError, StorageError) as error:  # a full disk, a quota, a broken one
             self._failed += 1
             message = f"{target}: not written: {error}; a checkpoint takes {snapshot.bytes:,} bytes, "
             message += f"{_free(self.folder)} are free"
