@@ -269,8 +269,8 @@ def _read_yaml(path: Path) -> Any:
     except RecursionError:
         raise ConfigError(f"{path}: not valid YAML (nested too deep)") from None
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(f"{path}:{line}: not valid YAML (unacceptable character #x{error.character:04x})") from None
+        at = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{path}:{at}: not valid YAML (unacceptable character #x{error.character:04x})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}" if mark else ""

@@ -12,14 +12,18 @@ import numpy as np
 from bertpipe.artifact import replacing, writing
 
 
-def save(path: Path, *arrays: np.ndarray) -> None:
-    """Write arrays of any shape one behind the other, so that `path` holds them whole and flushed or is not there."""
+def save(path: Path, *arrays: np.ndarray, flush: bool = False) -> None:
+    """Write arrays of any shape one behind the other, so that `path` holds them whole or is not there.
+
+    With `flush` they are on the disk before they have the name, so that this holds after a power cut, too.
+    """
     size = sum(array.nbytes for array in arrays)
     with writing(path, size), replacing(path) as temporary, temporary.open("wb") as file:
         for array in arrays:
             np.save(_Stream(file), array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
+        if flush:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class _Stream:

@@ -330,7 +330,7 @@ def encode_unit(tokenizer: Path, language: str, unit: Unit) -> None:
     kept = documents[documents > 0]
     read = np.array([len(texts), len(texts) - len(kept), sum(map(len, texts))], np.int64)
     unit.result.parent.mkdir(parents=True, exist_ok=True)
-    npy.save(unit.result, tokens, kept, sentences, read)
+    npy.save(unit.result, tokens, kept, sentences, read, flush=True)
 
 
 @functools.lru_cache(maxsize=1)

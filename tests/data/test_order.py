@@ -140,6 +140,38 @@ def test_the_global_batch_is_the_same_for_any_processes_and_workers(shards, worl
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.parametrize(
+    "workers", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_any_number_of_processes_sees_the_same_global_batches_in_order(shards, workers):
+    """24 slots, which 1, 2, 3, 4, 6 and 8 processes share evenly; hashes of all fields, into the second epoch."""
+    vocabulary = Vocabulary(4, np.arange(VOCAB_SIZE) < 5, shards.continuations)
+
+    def hashes(world, workers):
+        made = MaskedSlots(make(shards, slots_per_step=24), Masking("token", 0.15, 0.8, 0.1, vocabulary), seed=5)
+        steps, share = range(made.order.steps_in(0) + 2), 24 // world
+        ranks = [load(made, steps, r * share, (r + 1) * share, workers, False) for r in range(world)]
+        found = []
+        for parts in zip(*ranks, strict=True):
+            state = hashlib.sha256()
+            for batch in (slot for part in parts for slot in part):
+                for name in ("input_ids", "cu_seqlens", "predict_index", "predict_labels", "predict_weight"):
+                    state.update(getattr(batch, name).numpy().tobytes())
+            found.append(state.hexdigest())
+        return found
+
+    expected = hashes(1, 0)
+    assert len(set(expected)) == len(expected) > 4
+    for world in (1, 2, 3, 4, 6, 8):
+        assert hashes(world, workers) == expected, world
+
+
+def test_every_epoch_has_the_tokens_of_the_corpus_once(shards):
+    order = make(shards)
+    for epoch in range(3):
+        assert np.array_equal(np.sort(places(order, epoch)), np.arange(shards.num_tokens))
+
+
 def test_a_batch_is_what_it_says(shards):
     slot = source(shards).slots(0, 0, 1)[0]
     ids, positions = slot.input_ids[0].clone(), slot.position_ids[0]
