@@ -9,7 +9,7 @@ READY := .venv/.ready
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check audit bench bench-long clean
+.PHONY: help setup demo test test-slow torture check audit bench bench-long clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: $(READY) ## the tests, 10 minutes at most
 
 test-slow: $(READY) ## the long tests
 	$(PYTEST) -m "slow and not gpu and not torture"
+
+torture: $(READY) ## kills, power cuts, flipped bits, fuzzing at length; two hours at most; writes docs/results/reliability.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture
 
 check: $(READY) ## lint, formatting and types
 	$(BIN)/ruff check .

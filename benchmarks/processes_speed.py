@@ -1,14 +1,15 @@
-"""How much faster do two processes of one thread each pretrain than one process of one thread?
+"""How much faster do two processes of one thread each pretrain than one process of one thread? What does exact cost?
 
-    python benchmarks/processes_speed.py          BERT-mini@128, 65,536 tokens a step, 5 rounds: about 2 minutes
+    python benchmarks/processes_speed.py          BERT-mini@128, 65,536 tokens a step, 5 rounds: about 3 minutes
     python benchmarks/processes_speed.py --quick  a toy model; only to see that it runs
 
-Both sides are started by torchrun (gloo on CPU) and run the pretrain stage itself, on the same steps of the same order:
-with two processes each has half of a step's slots, and their gradients are summed. Each side holds still while the
-other is measured, from one finished optimizer step to another; a round measures both. A ratio is that of the two
-sides' seconds for the same steps; its median over the rounds is `ratio_two_processes_vs_one` (aim: 1.8). Prints a table
-and writes results/processes_speed-<date>.json. Text: Wikipedia of BERTPIPE_DATA, else the installed packages'
-docstrings. Wants two idle cores.
+All sides are started by torchrun (gloo on CPU) and run the pretrain stage itself, on the same steps of the same order:
+with two processes each has half of a step's slots, and their gradients are summed, by DistributedDataParallel
+(`train.reduction: fast`) or in the fixed tree (`exact`). Each side holds still while another is measured, from one
+finished optimizer step to another; a round measures all. Ratios are of two sides' seconds for the same steps; medians
+over the rounds are `ratio_two_processes_vs_one` (fast; aim: 1.8) and `price_of_exact` (exact over fast, less 1; aim: at
+most 0.15). Prints a table and writes results/processes_speed-<date>.json. Text: Wikipedia of BERTPIPE_DATA, else the
+installed packages' docstrings. Wants two idle cores.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from common import Data, machine, measured_run, prepare, real_data, spread, writ
 
 from bertpipe.config import Config, ModelConfig, RuntimeConfig
 
-SIDES = {"one": 1, "two": 2}
+SIDES = {"one": (1, "fast"), "two": (2, "fast"), "exact": (2, "exact")}
 
 
 class EnoughError(Exception):
     """All rounds are measured."""
 
 
-def make_config(options: argparse.Namespace, work: Path) -> Config:
-    """Settings of the pretrain stage on both sides."""
+def make_config(options: argparse.Namespace, work: Path, reduction: str) -> Config:
+    """Settings of the pretrain stage on a side."""
     return measured_run(
         ModelConfig(preset=options.preset, dropout=0.0),
         options.tokens_per_step,
@@ -44,6 +45,7 @@ def make_config(options: argparse.Namespace, work: Path) -> Config:
         steps=options.warmup + options.rounds * options.steps + 1,
         sequence_length=options.length,
         slot_tokens=options.slot_tokens,
+        reduction=reduction,
     )
 
 
@@ -108,7 +110,8 @@ class Side:
         folder = work / name
         folder.mkdir()
         plan = {key: getattr(options, key) for key in ("warmup", "rounds", "steps")}
-        plan |= {"config": make_config(options, folder).model_dump(mode="json"), "out": str(folder / "run")}
+        processes, reduction = SIDES[name]
+        plan |= {"config": make_config(options, folder, reduction).model_dump(mode="json"), "out": str(folder / "run")}
         plan |= {"inputs": {"tokenizer": str(data.tokenizer), "shards": str(data.shards)}}
         plan["socket"] = str(folder / "s")
         (folder / "plan.json").write_text(json.dumps(plan))
@@ -116,7 +119,7 @@ class Side:
         listening.bind(plan["socket"])
         listening.listen(1)
         listening.settimeout(1.0)
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={SIDES[name]}"]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         command = [*launch, __file__, "--child", str(folder / "plan.json")]
         self.process = subprocess.Popen(command, env=environment)
@@ -152,7 +155,8 @@ class Side:
     def summary(self, steps: int) -> dict[str, Any]:
         """What goes into the file."""
         return {
-            "processes": SIDES[self.name],
+            "processes": SIDES[self.name][0],
+            "reduction": SIDES[self.name][1],
             "tokens": [line["tokens"] for line in self.rounds],
             "tokens_per_second": spread([line["tokens"] / line["seconds"] for line in self.rounds]),
             "step_seconds": spread([line["seconds"] / steps for line in self.rounds]),
@@ -161,7 +165,7 @@ class Side:
 
 
 def measure(options: argparse.Namespace, data: Data, work: Path) -> dict[str, Any]:
-    """Both sides in turns; their figures and the ratio."""
+    """All sides in turns; their figures and ratios."""
     sides = list[Side]()
     try:
         for name in SIDES:  # each warms up with the machine to itself
@@ -180,26 +184,31 @@ def measure(options: argparse.Namespace, data: Data, work: Path) -> dict[str, An
     finally:
         for side in sides:
             side.stop()
-    one, two = sides
     tokens = [[line["tokens"] for line in side.rounds] for side in sides]
-    assert tokens[0] == tokens[1], f"not the same steps: {tokens}"
-    ratio = spread([a["seconds"] / b["seconds"] for a, b in zip(one.rounds, two.rounds, strict=True)])
+    assert tokens[0] == tokens[1] == tokens[2], f"not the same steps: {tokens}"
+    one, two, exact = ([line["seconds"] for line in side.rounds] for side in sides)
+    ratio = spread([a / b for a, b in zip(one, two, strict=True)])
+    price = spread([c / b - 1 for b, c in zip(two, exact, strict=True)])
     facts = {"ratio_two_processes_vs_one": ratio["median"], "ratio_spread": ratio}
+    facts |= {"price_of_exact": price["median"], "price_spread": price}
     return facts | {"sides": {side.name: side.summary(options.steps) for side in sides}}
 
 
 def show(facts: dict[str, Any]) -> None:
     """The table."""
-    print(f"\n{'processes':<12}{'tokens/s':>9}{'min - max':>18}{'step s':>9}{'CPU':>7}")
+    print(f"\n{'processes':<18}{'tokens/s':>9}{'min - max':>18}{'step s':>9}{'CPU':>7}")
     for side in facts["sides"].values():
         rate = side["tokens_per_second"]
-        line = f"{side['processes']:<12}{rate['median']:>9,.0f}{rate['min']:>9,.0f} - {rate['max']:<6,.0f}"
+        name = f"{side['processes']}, {side['reduction']}"
+        line = f"{name:<18}{rate['median']:>9,.0f}{rate['min']:>9,.0f} - {rate['max']:<6,.0f}"
         print(line + f"{side['step_seconds']['median']:>9.2f}{side['cpu_share']['median']:>7.0%}")
     ratio = facts["ratio_spread"]
     busy = min(side["cpu_share"]["median"] for side in facts["sides"].values())
     if busy < 0.8:
         print(f"note: a process had its core {busy:.0%} of the time; measure on an idle machine")
     print(f"two processes are {ratio['median']:.2f} x one ({ratio['min']:.2f} - {ratio['max']:.2f})")
+    price = facts["price_spread"]
+    print(f"exact costs {price['median']:+.1%} of a step of two ({price['min']:+.1%} to {price['max']:+.1%})")
 
 
 def main() -> None:

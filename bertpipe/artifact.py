@@ -31,6 +31,7 @@ from bertpipe.errors import ArtifactError, BertpipeError, StorageError
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 LOCK = ".lock"
+RECIPE = "recipe.json"  # in a `.partial` folder: whose work it is
 TEMPORARY = ".tmp"
 SCHEMA = 1
 REMEDIES = {
@@ -171,6 +172,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     ):
         raise ArtifactError(f"{folder / MANIFEST}: not a manifest of ours; delete the folder, rerun")
     return manifest
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """The manifest of `folder`, or where it is unfinished what its manifest will begin with; ArtifactError else."""
+    path = folder / RECIPE
+    if (folder / MANIFEST).is_file() or not path.is_file():
+        return read_manifest(folder)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not readable as JSON ({error}); run the stage again") from None
 
 
 def list_files(folder: Path) -> list[Path]:

@@ -183,8 +183,12 @@ class TrainConfig(Section):
     """Train for this time instead, e.g. 90m, 6h, 1.5d: some steps are measured first, the number that fits is frozen in
     the run, and the schedule ends inside the time, which counts from the start of the stage."""
     extend_from: str | None = None
-    """Go on from this finished run (a pretrain-... folder), its optimizer and its place in the data, to a larger number
-    of steps in all; the recipe must be the same but for steps, budget, schedule, warmup and cooldown."""
+    """Go on from this run (a pretrain-... folder, or the .partial one of an unfinished run, left alone meanwhile), its
+    optimizer and its place in the data, to a larger number of steps in all; the recipe must be the same but for steps,
+    budget, schedule, warmup and cooldown."""
+    extend_changed: bool = False
+    """With extend_from: go on although the recipe, the corpus or the tokenizer changed; what did is printed and written
+    into the manifest."""
     sequence_length: int = Field(default=128, ge=8)
     """Longest sequence in tokens, [CLS] and [SEP] included."""
     slot_tokens: int = Field(default=8_192, ge=8)

@@ -56,7 +56,7 @@ def _pretrain_raw(cfg: Config, cache: Path) -> dict[str, Any]:
     extends: dict[str, Any] = {}
     if cfg.train.extend_from:
         try:
-            extends = {"extends": artifact.read_manifest(Path(cfg.train.extend_from))["fingerprint"]}
+            extends = {"extends": artifact.read_recipe(Path(cfg.train.extend_from))["fingerprint"]}
         except ArtifactError as error:
             raise ConfigError(f"train.extend_from: {error}") from None
     if cfg.model.init:
@@ -189,8 +189,22 @@ class Pipeline:
                 )
         facts = self.recipe(name) | {"config": self.cfg.model_dump(mode="json")}
         with artifact.committing(folder, **facts) as (out, counts):
+            self._mention_unfinished(name)
+            artifact.write_json(out / artifact.RECIPE, facts)
             module.run(self.cfg, inputs, out, counts)
+            (out / artifact.RECIPE).unlink()
         return True
+
+    def _mention_unfinished(self, name: str) -> None:
+        """Say so when work begins anew although an interrupted run of the same stage stands beside it."""
+        own = self.locate(name).name + artifact.PARTIAL
+        if (self.root / own / artifact.RECIPE).is_file():
+            return
+        for other in sorted(self.root.glob(f"{name}-????????????{artifact.PARTIAL}")):
+            if other.name != own and (other / artifact.RECIPE).is_file():
+                changed = differing(artifact.read_recipe(other), self.recipe(name))
+                first = changed[0] if changed else "made by another version"
+                print(f"note: {other} is unfinished and not gone on with: {first}", flush=True)
 
     def state(self, name: str) -> tuple[str, str]:
         """("done" | "stale" | "partial" | "missing", what to know about it)."""

@@ -82,6 +82,10 @@ def test_processes_speed_times_the_same_steps_on_one_and_two(tmp_path):
     assert one["tokens"] == two["tokens"] and all(0.95 * 2048 < tokens <= 2048 for tokens in one["tokens"])
     pairs = [a / b for a, b in zip(one["step_seconds"]["values"], two["step_seconds"]["values"], strict=True)]
     assert len(pairs) == 2 and result["ratio_two_processes_vs_one"] == pytest.approx(sum(pairs) / 2, rel=1e-4)
+    exact = result["sides"]["exact"]
+    assert (exact["processes"], exact["reduction"], two["reduction"]) == (2, "exact", "fast")
+    prices = [c / b - 1 for b, c in zip(two["step_seconds"]["values"], exact["step_seconds"]["values"], strict=True)]
+    assert result["price_of_exact"] == pytest.approx(sum(prices) / 2, rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.slow

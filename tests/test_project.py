@@ -18,7 +18,7 @@ from bertpipe.cli import _split as split
 from bertpipe.config_files import read_config
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ["help", "setup", "demo", "test", "test-slow", "check", "audit", "bench", "bench-long", "clean"]
+TARGETS = ["help", "setup", "demo", "test", "test-slow", "torture", "check", "audit", "bench", "bench-long", "clean"]
 
 
 def run(*command: str) -> subprocess.CompletedProcess:

@@ -97,6 +97,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     if evaluation.slots and not evaluation.last:  # an earlier sitting came to the end but not to the publishing
         evaluation()
     if place.is_main:
+        changed = extend.changes(cfg, extend.read_parent(cfg), inputs) if begun else []
         artifact.discard(out / "plans")
         checkpoints.clean()
         save_model(model, tokenizer, out / "model")
@@ -106,7 +107,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
             "epochs": order.locate(cfg.train.steps - 1)[0] + 1,
             "train_seconds": round(speed.seconds, 1),
             **({"budget": budgeted} if budgeted else {}),
-            **({"extended_after": begun} if begun else {}),
+            **({"extended_after": begun, "extended_changes": changed} if begun else {}),
             "attention": kernel,
             **place.facts(),
             **evaluation.last,

@@ -91,8 +91,12 @@ def finish(folder: Path) -> None:
     assert not [problem for name in names[1:] for problem in checkpoint_files.problems(folder / "checkpoints" / name)]
 
 
-def stop_at_changes(origin: Path, folder: Path, every: int) -> None:
-    """Stop a save of step 3, from `origin`, at every `every`th of its changes, and each write half way through too."""
+def stop_at_changes(origin: Path, folder: Path, every: int) -> int:
+    """Stop a save of step 3, from `origin`, at every `every`th of its changes, and each write half way through too.
+
+    Returns at how many points it was stopped.
+    """
+    points = 0
 
     def fresh() -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -114,6 +118,8 @@ def stop_at_changes(origin: Path, folder: Path, every: int) -> None:
                 finish(folder)
             assert found == sorted(found), "once step 3 stands it stays"
             assert torn or {*found} == {2, 3}
+            points += len(found)
+    return points
 
 
 def test_stopped_at_every_change(base, tmp_path):
@@ -126,8 +132,9 @@ def test_stopped_while_it_resumes_after_a_crash(battered, tmp_path):
 
 
 @pytest.mark.torture
-def test_stopped_at_every_change_while_it_resumes_after_a_crash(battered, tmp_path):
-    stop_at_changes(battered, tmp_path / "run", 1)
+@pytest.mark.parametrize("kind", ["base", "battered"])
+def test_stopped_at_every_change_of_every_kind(kind, request, tmp_path, record_property):
+    record_property("points", stop_at_changes(request.getfixturevalue(kind), tmp_path / "run", 1))
 
 
 def power_cuts(origin: Path, folder: Path, seeds: int, every: int = 1) -> None:
@@ -150,6 +157,7 @@ def power_cuts(origin: Path, folder: Path, seeds: int, every: int = 1) -> None:
             if identity in seen:
                 continue
             seen.add(identity)
+            folder.with_name("cuts").write_text(str(len(seen)))
             try:
                 step = check(cut, damaged=origin.parent.name.startswith("battered"))
                 assert step == 3 or not last, "a save that has returned does not outlive a power cut"
@@ -191,8 +199,9 @@ def test_a_save_that_has_returned_outlives_a_power_cut(base, tmp_path):
 
 @pytest.mark.torture
 @pytest.mark.parametrize("kind", ["base", "battered"])
-def test_power_cut_at_every_change_in_twenty_ways(kind, request, tmp_path):
+def test_power_cut_at_every_change_in_twenty_ways(kind, request, tmp_path, record_property):
     """F03 in full."""
     origin = request.getfixturevalue(kind)
     with quiet():
         assert in_child(lambda: power_cuts(origin, tmp_path / "run", 20)) == 0
+    record_property("cuts", int((tmp_path / "cuts").read_text()))

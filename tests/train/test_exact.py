@@ -19,10 +19,9 @@ from bertpipe.config import RuntimeConfig
 from bertpipe.errors import ConfigError
 from bertpipe.train.place import Place
 from bertpipe.train.reduction import Block, Exact, Tree, blocks_of
+from tests.kills import same
 from tests.launch import free_port, launch, server
 from tests.runs import bertpipe, only, prepare
-
-COMPARED = ("model/model.safetensors", "metrics.jsonl", "checkpoints/step-00000030/optimizer.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +53,6 @@ def references(shards, tmp_path_factory) -> dict[str, Path]:
         pretrain(shards, root, 1, reduction).done()
         found[reduction] = only(root, "pretrain")
     return found
-
-
-def same(a: Path, b: Path) -> None:
-    for name in COMPARED:
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -15,23 +14,18 @@ from bertpipe.pipeline import Pipeline
 from bertpipe.train.pretrain import TokenShards
 from bertpipe.train.samples import open_source
 from tests import faults
+from tests.kills import make_shards, pretrain, same
 from tests.launch import Launch, launch
-from tests.runs import bertpipe, only, prepare
+from tests.runs import bertpipe, only
 from tests.train.test_loop import place
 
-COMPARED = ("model/model.safetensors", "metrics.jsonl", "checkpoints/step-00000030/optimizer.safetensors")
 ALL_CHECKPOINTS = ("--runtime.checkpoint_every", "1", "--runtime.keep_checkpoints", "40")
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
     """A folder with text, config (exact) and the artifacts that pretraining needs."""
-    folder = tmp_path_factory.mktemp("made")
-    config = prepare(folder)
-    config.write_text(config.read_text().replace("train: {", "train: {reduction: exact, "))
-    for stage in ("corpus", "tokenizer", "shards"):
-        bertpipe(stage, "--config", config)
-    return folder
+    return make_shards(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +33,6 @@ def undisturbed(shards, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("whole") / "runs"
     pretrain(shards, root, 1).done()
     return only(root, "pretrain")
-
-
-def pretrain(shards: Path, root: Path, world: int, *more: str, hook=None, **environment: str) -> Launch:
-    if not root.exists():
-        shutil.copytree(shards / "runs", root)
-    command = ["pretrain", "--config", shards / "tiny.yaml", "--runtime.root", root, *more]
-    return launch(world, *command, hook=hook, **environment)
-
-
-def same(a: Path, b: Path) -> None:
-    for name in COMPARED:
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
 def unfinished(root: Path) -> Path:
