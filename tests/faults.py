@@ -134,3 +134,16 @@ def worker_fault(worker: int) -> None:
         return inner(self, step, first, last)
 
     MaskedSlots.slots = slots  # type: ignore[method-assign]
+
+
+def terminate_corpus(rank: int) -> None:
+    """SIGTERM to the corpus stage when it begins."""
+    from bertpipe.data import corpus
+
+    inner = corpus.run
+
+    def run(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        inner(*args)
+
+    corpus.run = run

@@ -126,7 +126,13 @@ def memory_of(cfg: Config, model: Any, precision: str, on_cpu: bool) -> Memory:
         kept = count_activations(model, precision, part.sequence_length, cfg.masking.probability)
         activations = max(activations, kept.of(part.slot_tokens, cfg.runtime.gradient_checkpointing))
     optimizer = optimizer_bytes(model, pretrain.recipe(cfg))
-    return Memory(weights, weights, optimizer, activations, (weights + optimizer) * on_cpu)
+    gradients = weights * held_gradients(cfg.train.slots_per_step, cfg.train.reduction)
+    return Memory(weights, gradients, optimizer, activations, (weights + optimizer) * on_cpu)
+
+
+def held_gradients(slots: int, reduction: str) -> int:
+    """Whole gradients in memory at once while one process has `slots` slots of a step: for exact, the tree's sums."""
+    return max(joined.bit_count() for joined in range(slots)) + 1 if reduction == "exact" else 1
 
 
 class _Small(nn.Module):

@@ -31,7 +31,7 @@ class Guard:
     def judge(self, step: int, loss: float, norm: float, losses: list[float]) -> str | None:
         """Why step `step` (from 1) must be skipped, or None.
 
-        `losses` are those of its slots. Raises RunError at the `max_skipped`-th step in a row that is not finite.
+        `losses` are those of its slots. Raises RunError when `max_skipped` steps in a row were not finite.
         """
         if not math.isfinite(loss) or not math.isfinite(norm):
             self._skip()
@@ -39,9 +39,9 @@ class Guard:
                 bad = [str(number) for number, value in enumerate(losses) if not math.isfinite(value)]
                 where = f" (of slots {', '.join(bad[:8])}{', ...' if len(bad) > 8 else ''})" if bad else ""
                 raise RunError(
-                    f"step {step}: loss {loss}{where}, gradient norm {norm}, the {self.state['in_a_row']}th step in a "
-                    f"row that could not be taken: diverged; lower the learning rate. `bertpipe replay --step {step}` "
-                    "with the same config rebuilds its batch"
+                    f"step {step}: loss {loss}{where}, gradient norm {norm}; {self.state['in_a_row']} step(s) in a row "
+                    "could not be taken: diverged; lower the learning rate. `bertpipe replay "
+                    f"--step {step}` with the same config rebuilds its batch"
                 )
             return f"loss {loss}, gradient norm {norm}"
         if self._spikes(loss) and self.state["in_a_row"] < self.max_skipped:

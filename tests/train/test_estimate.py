@@ -11,6 +11,7 @@ from bertpipe.model import encoders
 from bertpipe.model.objectives import MaskedLM
 from bertpipe.train import estimate, pretrain
 from bertpipe.train.optim import OPTIMIZERS, Optimizer
+from bertpipe.train.reduction import Block, Tree
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 3}
 
@@ -41,6 +42,16 @@ def test_weights_and_optimizer_take_what_a_real_step_leaves(name):
     assert encoders.count_parameters(meta) == encoders.count_parameters(model)
     real = sum(t.numel() * t.element_size() for t in optimizer.state().values() if t.numel() > 1)
     assert estimate.optimizer_bytes(meta, pretrain.recipe(cfg)) == real
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 4, 7, 8, 32])
+def test_exact_holds_as_many_gradients_as_its_tree_has_open_sums(slots):
+    tree, most = Tree(), 0
+    for slot in range(slots):
+        most = max(most, len(tree.blocks) + 1)  # what is joined so far, and the slot's own
+        tree.push(Block(slot, 1), [])
+    assert estimate.held_gradients(slots, "exact") == most
+    assert estimate.held_gradients(slots, "fast") == 1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -82,6 +82,15 @@ def test_a_second_signal_is_safe(shards, undisturbed, tmp_path):
     finishes(shards, root, undisturbed)
 
 
+def test_a_signal_ends_a_stage_that_does_not_train_too(shards, tmp_path):
+    command = ["corpus", "--config", shards / "tiny.yaml", "--runtime.root", tmp_path / "runs"]
+    started = launch(1, *command, hook=faults.terminate_corpus)
+    assert started.wait() == [130], started.text()
+    assert "interrupted; the same command goes on from here" in started.text()
+    assert not [path for path in tmp_path.glob("runs/corpus-*") if not path.name.endswith(".partial")]
+    launch(1, *command).done()
+
+
 # --- lost processes ---------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +177,7 @@ def test_steps_skipped_in_a_row_end_the_run_and_replay_gives_the_very_batch(shar
     root, more = tmp_path / "runs", ("--train.max_skipped", "3", "--runtime.checkpoint_every", "1")
     started = pretrain(shards, root, 2, *more, hook=faults.poison, FAULT_SUM="all")
     assert started.wait() == [2, 2]
-    said = "step 3: loss nan (of slots 0, 1, 2, 3), gradient norm nan, the 3th step in a row that could not be taken"
+    said = "step 3: loss nan (of slots 0, 1, 2, 3), gradient norm nan; 3 step(s) in a row could not be taken"
     assert said in started.text() and "`bertpipe replay --step 3`" in started.text()
 
     sums = slot_sum(shards, 8, 3)
