@@ -56,7 +56,7 @@ bench: $(READY) ## the CPU measurements, 20 minutes on 2 idle cores, into benchm
 	$(BIN)/python benchmarks/data_speed.py
 	$(BIN)/python benchmarks/processes_speed.py
 
-bench-long: $(READY) ## time to a loss, two hours at most; exactness; memory of the data stages (wants BERTPIPE_DATA)
+bench-long: $(READY) ## time to a loss; exactness; memory of the data stages (wants BERTPIPE_DATA)
 	$(BIN)/python benchmarks/time_to_loss.py
 	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/stage_memory.py "$${BERTPIPE_DATA:?set it to a folder of real data}/corpus/enwiki-train-*.parquet"
