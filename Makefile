@@ -1,7 +1,7 @@
 # Everything happens in .venv, made on first use. Another interpreter: make demo PYTHON=python3.13
 PYTHON ?= python3
-# Test processes at a time.
-JOBS ?= 2
+# Test processes at a time: one more than two cores, for tests that wait for processes of their own.
+JOBS ?= 3
 
 BIN := .venv/bin
 READY := .venv/.ready

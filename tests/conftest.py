@@ -52,3 +52,8 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("BERTPIPE_DATA is not set: no real data to test on")
     return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files whose tests start processes come first, so that none of them is left to run alone at the end."""
+    items.sort(key=lambda item: not {"train", "security"} & set(item.path.parts))

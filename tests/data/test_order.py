@@ -154,7 +154,7 @@ def test_any_number_of_processes_sees_the_same_global_batches_in_order(shards, w
         found = []
         for parts in zip(*ranks, strict=True):
             state = hashlib.sha256()
-            for batch in (slot for part in parts for slot in part):
+            for batch in (slot for _, slots in parts for slot in slots):
                 for name in ("input_ids", "cu_seqlens", "predict_index", "predict_labels", "predict_weight"):
                     state.update(getattr(batch, name).numpy().tobytes())
             found.append(state.hexdigest())

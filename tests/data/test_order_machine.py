@@ -83,8 +83,8 @@ class Run:
         parts = [next(rank, None) for rank in self.ranks]
         if any(part is None for part in parts):
             return None
-        for part in parts:
-            for batch in part:
+        for _, slots in parts:
+            for batch in slots:
                 state.update(digest(batch))
         self.step += 1
         return state.hexdigest()

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.distributed.fsdp import fully_shard
 
 from bertpipe.config import RuntimeConfig
 from bertpipe.errors import ConfigError
@@ -133,7 +134,7 @@ def refused(port: int, pipe) -> None:
     """What exact says of a module that FSDP2 has sharded (over one process)."""
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo")
-    module = torch.distributed.fsdp.fully_shard(torch.nn.Linear(2, 2))
+    module = fully_shard(torch.nn.Linear(2, 2))
     try:
         Exact(module, Place(RuntimeConfig(device="cpu", threads=1), "fp32"))
     except ConfigError as error:
