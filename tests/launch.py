@@ -7,6 +7,7 @@ its restarts are missing. Each can be signalled or killed by itself.
 import atexit
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -105,6 +106,7 @@ def launch(world: int, *arguments: str | Path, hook: Any = None, **environment: 
         )
         processes[-1].start()
     started = Launch(processes, folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(started.kill)
     return started
 

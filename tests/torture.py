@@ -42,7 +42,7 @@ def kills(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     found = {}
     for name, world in drawn.items():
         seed, folder = time.time_ns(), work / f"world-{name}"
-        longest = seconds * (max(WORLDS) if name == "any" else int(name))
+        longest = seconds * (1.5 if name == "any" else max(1.0, int(name) / 2))
         campaign = survive(shards, folder, undisturbed, options.kills, longest, world, seed)
         found[name] = vars(campaign) | {"seed": seed}
         print(

@@ -11,6 +11,7 @@ pretrain-<fingerprint>/
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from bertpipe.train.optim import Optimizer, Recipe, check_names, check_schedule
 from bertpipe.train.place import Place
 from bertpipe.train.profile import Trace
 from bertpipe.train.samples import open_source
+from bertpipe.train.signals import catching
 from bertpipe.train.trackers import Background, Wandb
 from bertpipe.train.tracking import Record
 
@@ -45,6 +47,20 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     run_id = identify(cfg, inputs)  # before a budget is turned into steps
     place = Place(cfg.runtime, cfg.train.precision)
     place.share(*phases.smallest_step(cfg.train))
+    # One of several processes may not end by itself, the others would wait for it: they agree in the first step.
+    with catching(place.stop) if place.world > 1 else contextlib.nullcontext():
+        _run(cfg, inputs, out, counts, place, run_id, started)
+
+
+def _run(
+    cfg: Config,
+    inputs: dict[str, Path],
+    out: Path,
+    counts: dict[str, Any],
+    place: Place,
+    run_id: str,
+    started: float,
+) -> None:
     tokenizer = load_tokenizer(inputs["tokenizer"])
     added = check_tokenizer(cfg.model.init, tokenizer) if cfg.model.init else []
     if cfg.model.max_positions:

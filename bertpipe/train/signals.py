@@ -26,8 +26,7 @@ class Stop:
 
 @contextmanager
 def catching(stop: Stop) -> Iterator[None]:
-    """Have `stop` told of SIGINT and SIGTERM."""
-    stop.asked = False
+    """Have `stop` told of SIGINT and SIGTERM; may be nested."""
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

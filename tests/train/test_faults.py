@@ -71,6 +71,16 @@ def test_a_signal_to_one_rank_in_any_phase_stops_all_at_one_step(shards, undistu
     finishes(shards, root, undisturbed)
 
 
+def test_a_signal_to_one_rank_before_the_first_step_stops_all_after_it(shards, undisturbed, tmp_path):
+    """The first rank updates a copy before training, to know how large checkpoints will be."""
+    root = tmp_path / "runs"
+    settings = {"FAULT_PHASE": "optimizer", "FAULT_CALL": "1", "FAULT_RANK": "0", "FAULT_SIGNAL": "SIGTERM"}
+    started = pretrain(shards, root, 2, hook=faults.send, **settings)
+    assert started.wait() == [130, 130], started.text()
+    assert (unfinished(root) / "checkpoints" / "step-00000001").is_dir()
+    finishes(shards, root, undisturbed)
+
+
 def test_a_second_signal_is_safe(shards, undisturbed, tmp_path):
     root = tmp_path / "runs"
     settings = {"FAULT_PHASE": "forward", "FAULT_CALL": "23", "FAULT_RANK": "0", "FAULT_SIGNAL": "SIGTERM+SIGTERM"}

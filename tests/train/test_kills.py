@@ -29,14 +29,15 @@ def undisturbed(shards, tmp_path_factory) -> tuple[Path, float]:
 def test_killed_at_random_it_is_the_run_that_was_never_interrupted(shards, undisturbed, tmp_path, world):
     reference, seconds = undisturbed
     seed = time.time_ns()
-    found = survive(shards, tmp_path, reference, 3 if world < 4 else 2, seconds * world, lambda rng: world, seed)
+    kills, longest = 3 if world < 4 else 2, seconds * max(1.0, world / 2)
+    found = survive(shards, tmp_path, reference, kills, longest, lambda rng: world, seed)
     assert found.runs >= 1 and found.most_wasted <= 10, seed  # two intervals: the newest may still be in writing
 
 
 def test_killed_and_resumed_on_other_numbers_of_processes(shards, undisturbed, tmp_path):
     reference, seconds = undisturbed
     seed = time.time_ns()
-    survive(shards, tmp_path, reference, 3, 2 * seconds, lambda rng: rng.choice(WORLDS), seed)
+    survive(shards, tmp_path, reference, 3, 1.5 * seconds, lambda rng: rng.choice(WORLDS), seed)
 
 
 def test_killed_while_it_resumes_and_resumed_twice_from_one_checkpoint(shards, undisturbed, tmp_path):
