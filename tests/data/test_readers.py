@@ -139,11 +139,15 @@ def test_one_bad_record_is_named_with_its_place_and_the_others_are_read(tmp_path
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("x.txt", gzip.compress(b"text"), "byte 0: gzip-compressed, but not named so; rename it to end in .gz"),
+        (
+            "x.txt",
+            gzip.compress(b"text", mtime=0),
+            "byte 0: gzip-compressed, but not named so; rename it to end in .gz",
+        ),
         ("x.jsonl", zst(b"text"), "byte 0: zstd-compressed, but not named so"),
         ("x.txt.gz", b"text", "byte 0: not a gzip file"),
         ("x.txt.gz", b"", "byte 0: not a gzip file"),
-        ("x.txt.gz", gzip.compress(b"text") + b"more", "gzip data corrupt before byte"),
+        ("x.txt.gz", gzip.compress(b"text", mtime=0) + b"more", "gzip data corrupt before byte"),
         ("x.txt.zst", b"", "zstd data end early, at byte 0"),
         ("x.txt.zst", b"text", "zstd data corrupt"),
         (
