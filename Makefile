@@ -6,7 +6,7 @@ JOBS ?= 3
 BIN := .venv/bin
 READY := .venv/.ready
 # One thread a test process, so that they do not fight for the cores.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow torture check audit bench bench-long clean

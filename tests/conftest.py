@@ -54,6 +54,9 @@ def real_data() -> Path:
     return Path(folder)
 
 
+LONG = {"train", "security", "test_pipeline.py", "test_readme.py", "test_fuzz_config.py", "test_full_disk.py"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files whose tests start processes come first, so that none of them is left to run alone at the end."""
-    items.sort(key=lambda item: not {"train", "security"} & set(item.path.parts))
+    items.sort(key=lambda item: not LONG & set(item.path.parts))

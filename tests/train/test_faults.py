@@ -68,7 +68,8 @@ def test_a_signal_to_one_rank_in_any_phase_stops_all_at_one_step(shards, undistu
     steps = [line["step"] for line in lines(unfinished(root)) if "loss" in line]
     newest = sorted(unfinished(root).glob("checkpoints/step-????????"))[-1]
     assert newest.name == f"step-{steps[-1]:08d}" and steps[-1] < 30, "nothing that was trained is lost"
-    finishes(shards, root, undisturbed)
+    if phase in ("forward", "evaluation", "saving"):  # the others leave what a signal in the forward pass leaves
+        finishes(shards, root, undisturbed)
 
 
 def test_a_signal_to_one_rank_before_the_first_step_stops_all_after_it(shards, undisturbed, tmp_path):
@@ -138,7 +139,7 @@ def test_a_rank_without_memory_ends_all(shards, undisturbed, tmp_path):
     finishes(shards, root, undisturbed)
 
 
-@pytest.mark.parametrize("kind", ["exit", "hang"])
+@pytest.mark.parametrize("kind", ["exit", pytest.param("hang", marks=pytest.mark.slow)])
 def test_a_lost_loader_worker_ends_all(shards, undisturbed, tmp_path, kind):
     root = tmp_path / "runs"
     more = ["--runtime.loader_workers", "1", "--runtime.timeout", "5"]
@@ -220,7 +221,7 @@ def test_replay_gives_the_runs_own_figures_from_an_earlier_checkpoint(shards, un
 # --- weights that must not differ -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_flipped_bit_is_noticed_and_never_saved(shards, undisturbed, tmp_path, rank):
     root, settings = tmp_path / "runs", {"FAULT_CALL": "12", "FAULT_RANK": str(rank)}
     started = pretrain(shards, root, 4, "--runtime.desync_every", "1", hook=faults.flip_a_bit, **settings)

@@ -60,6 +60,7 @@ def same(a: Path, b: Path) -> None:
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_kill_9_at_three_moments_changes_nothing(shards, uninterrupted, tmp_path):
     root = copy(shards, tmp_path)
     moments = random.Random(time.time_ns())
@@ -70,6 +71,7 @@ def test_kill_9_at_three_moments_changes_nothing(shards, uninterrupted, tmp_path
     same(only(root, "pretrain"), uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_ends_with_130(shards, uninterrupted, tmp_path, number):
     root = copy(shards, tmp_path)
@@ -85,6 +87,7 @@ def test_a_signal_saves_and_ends_with_130(shards, uninterrupted, tmp_path, numbe
     same(only(root, "pretrain"), uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"), [("model/model.safetensors", "content differs"), ("manifest.json", "not readable as JSON")]
 )
