@@ -1,6 +1,6 @@
 """The `bertpipe` command: bertpipe COMMAND [--config FILE] [--section.key value].
 
-Parses before anything heavy is imported. Exit codes: 0 done; 2 a user's mistake, in one line; 130 Ctrl-C or SIGTERM;
+Parses before anything heavy is imported. Exit codes: 0 done; 2 stopped for the reason in the one line printed; 130 Ctrl-C or SIGTERM;
 1 a mistake of ours, with its traceback. Under torchrun and accelerate each process has them; a launcher itself ends
 with 1 whenever one of its processes did not end with 0.
 """
@@ -259,7 +259,7 @@ def _help() -> str:
             *lines,
             "",
             "bertpipe COMMAND --help lists a command's settings. Flags override files, files override defaults.",
-            "Exit codes: 0 done, 2 a mistake in what was asked for, 130 interrupted, 1 anything else.",
+            "Exit codes: 0 done, 2 stopped for the reason in the one line printed, 130 interrupted, 1 anything else.",
         ]
     )
 

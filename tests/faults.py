@@ -33,7 +33,7 @@ def _target(phase: str) -> tuple[Any, str]:
 
 
 def at_call(phase: str, act: Callable[[Any], None]) -> None:
-    """Have `act(result)` called after the FAULT_CALL-th call of a phase's method."""
+    """Have `act(its object)` called after the FAULT_CALL-th call of a phase's method."""
     owner, name = _target(phase)
     inner, calls = getattr(owner, name), []
 
@@ -41,11 +41,12 @@ def at_call(phase: str, act: Callable[[Any], None]) -> None:
     def watched(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         before = phase == "evaluation"  # in its midst rather than behind it
-        if before and len(calls) == int(os.environ.get("FAULT_CALL", "1")):
-            act(None)
+        due = len(calls) == int(os.environ.get("FAULT_CALL", "1"))
+        if due and before:
+            act(args[0])
         result = inner(*args, **kwargs)
-        if not before and len(calls) == int(os.environ.get("FAULT_CALL", "1")):
-            act(result)
+        if due and not before:
+            act(args[0])
         return result
 
     setattr(owner, name, watched)
@@ -66,13 +67,10 @@ def flip_a_bit(rank: int) -> None:
     """One bit of one weight, after an optimizer step."""
     if not _chosen(rank):
         return
-    import gc
-
     import torch
 
-    def act(_: Any) -> None:
-        (model,) = [x for x in gc.get_objects() if type(x).__name__ == "BertForMaskedLM"]
-        weight = model.bert.encoder.layer[0].output.dense.weight
+    def act(optimizer: Any) -> None:
+        (weight,) = [p for name, p in optimizer.parameters.items() if name.endswith("layer.0.output.dense.weight")]
         weight.data.view(torch.int32)[3, 5] ^= 1
 
     at_call("optimizer", act)

@@ -3,26 +3,18 @@
 import json
 import random
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bertpipe.train import checkpoint_files
 from tests.launch import Launch, launch
-from tests.runs import bertpipe, only, prepare
+from tests.runs import only
 
 STEPS = 30
 COMPARED = ("model/model.safetensors", "metrics.jsonl", f"checkpoints/step-{STEPS:08d}/optimizer.safetensors")
 WORLDS = (1, 2, 4)
-
-
-def make_shards(folder: Path) -> Path:
-    """Text, a config with `train.reduction: exact` and dropout, and the artifacts that pretraining needs."""
-    config = prepare(folder)
-    config.write_text(config.read_text().replace("train: {", "train: {reduction: exact, "))
-    for stage in ("corpus", "tokenizer", "shards"):
-        bertpipe(stage, "--config", config)
-    return folder
 
 
 def pretrain(shards: Path, root: Path, world: int, *more: str | Path, hook=None, **environment: str) -> Launch:
@@ -37,6 +29,12 @@ def same(a: Path, b: Path) -> None:
     """Weights, moments and the record of two runs are the same bytes."""
     for name in COMPARED:
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def wait_for_checkpoint(started: Launch, root: Path, step: int) -> None:
+    """Until the checkpoint of `step` stands below `root`, or the run is over."""
+    while started.running() and not list(root.glob(f"pretrain-*/checkpoints/step-{step:08d}")):
+        time.sleep(0.002)
 
 
 def steps_of(root: Path) -> list[int]:

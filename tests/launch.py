@@ -8,7 +8,6 @@ import atexit
 import multiprocessing
 import os
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -109,9 +108,3 @@ def launch(world: int, *arguments: str | Path, hook: Any = None, **environment: 
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(started.kill)
     return started
-
-
-def stop(started: Launch, *ranks: int) -> list[int]:
-    """SIGTERM to some ranks, and their exit codes."""
-    started.signal(signal.SIGTERM, *ranks)
-    return started.wait()

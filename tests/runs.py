@@ -47,6 +47,15 @@ def bertpipe(*arguments: str | Path, check: bool = True, **more: str | None) -> 
     return done
 
 
+def make_shards(folder: Path, reduction: str = "fast") -> Path:
+    """Below `folder`: text, a config with `train.reduction`, and the artifacts that pretraining needs."""
+    config = prepare(folder)
+    config.write_text(config.read_text().replace("train: {", f"train: {{reduction: {reduction}, "))
+    for stage in ("corpus", "tokenizer", "shards"):
+        bertpipe(stage, "--config", config)
+    return folder
+
+
 def only(root: Path, stage: str) -> Path:
     """The one finished artifact of a stage."""
     (found,) = [p for p in root.glob(f"{stage}-*") if not p.name.endswith(".partial")]

@@ -23,8 +23,8 @@ from typing import Any
 
 from bertpipe.artifact import environment, write_json
 from tests import faults
-from tests.kills import WORLDS, make_shards, pretrain, steps_of, survive
-from tests.runs import only
+from tests.kills import WORLDS, pretrain, steps_of, survive
+from tests.runs import make_shards, only
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results" / "reliability.md"
@@ -53,7 +53,7 @@ def kills(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 def _undisturbed(work: Path) -> tuple[Path, Path, float]:
     """The shards, the run of one process, and its seconds with a warm launch server."""
-    shards = make_shards(_new(work / "made"))
+    shards = make_shards(_new(work / "made"), "exact")
     for name in ("first", "second"):
         root, started = work / name / "runs", time.monotonic()
         pretrain(shards, root, 1).done()
@@ -67,7 +67,7 @@ def _new(folder: Path) -> Path:
 
 def signals(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """F06: SIGTERM to one of two ranks at random calls of each phase; nothing that was trained may be lost."""
-    shards, rng = make_shards(_new(work / "made")), random.Random(time.time_ns())
+    shards, rng = make_shards(_new(work / "made"), "exact"), random.Random(time.time_ns())
     found: dict[str, Any] = {}
     for phase in faults.PHASES:
         lost = []

@@ -288,7 +288,8 @@ def predict(objective: SequenceLabel, job: Job, split: str, place: Place) -> np.
     with torch.no_grad():
         for first in range(0, len(parts), place.world):
             place.check_stop()
-            for part in parts[first : first + place.world][place.rank : place.rank + 1]:
+            if first + place.rank < len(parts):
+                part = parts[first + place.rank]
                 batch = pack_examples(unlabelled, part, job.tokenizer.pad_token_id or 0).to(place.device)
                 logits[part] = objective(batch)["logits"].cpu().numpy()
     if place.world > 1:  # one process has a row's logits, the others zeros: their sum is exact

@@ -2,23 +2,21 @@
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.kills import make_shards, pretrain
+from tests.kills import pretrain, wait_for_checkpoint
 from tests.launch import launch
-from tests.runs import bertpipe
+from tests.runs import bertpipe, make_shards
 
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory) -> tuple[Path, Path]:
     """Config folder and root of a run that was stopped after its checkpoint of step 10."""
-    shards, root = make_shards(tmp_path_factory.mktemp("made")), tmp_path_factory.mktemp("run") / "runs"
+    shards, root = make_shards(tmp_path_factory.mktemp("made"), "exact"), tmp_path_factory.mktemp("run") / "runs"
     started = pretrain(shards, root, 1)
-    while started.running() and not list(root.glob("pretrain-*/checkpoints/step-00000010")):
-        time.sleep(0.002)
+    wait_for_checkpoint(started, root, 10)
     started.signal(signal.SIGTERM)
     assert started.wait() == [130]
     return shards, root

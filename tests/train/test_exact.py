@@ -3,9 +3,7 @@
 import json
 import multiprocessing
 import os
-import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,29 +18,25 @@ from bertpipe.config import RuntimeConfig
 from bertpipe.errors import ConfigError
 from bertpipe.train.place import Place
 from bertpipe.train.reduction import Block, Exact, Tree, blocks_of
+from tests import kills
 from tests.kills import same
-from tests.launch import free_port, launch, server
-from tests.runs import bertpipe, only, prepare
+from tests.launch import free_port, server
+from tests.runs import make_shards, only
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
     """A folder with text, config and the artifacts that pretraining needs."""
-    folder = tmp_path_factory.mktemp("made")
-    config = prepare(folder)
-    for stage in ("corpus", "tokenizer", "shards"):
-        bertpipe(stage, "--config", config)
-    return folder
+    return make_shards(tmp_path_factory.mktemp("made"))
 
 
 def pretrain(shards: Path, root: Path, world: int, reduction: str, hook=None, **settings: object):
-    """Start pretraining below `root`, whose data artifacts are copied from `shards` if it is new."""
-    if not root.exists():
-        shutil.copytree(shards / "runs", root)
+    """Start it below `root`: muon where it is exact."""
     more = [str(x) for name, value in settings.items() for x in (f"--{name.replace('__', '.')}", value)]
-    arguments = ["pretrain", "--config", shards / "tiny.yaml", "--runtime.root", root, "--train.reduction", reduction]
-    arguments += ["--optim.name", "adamw" if reduction == "fast" else "muon"]
-    return launch(world, *arguments, *more, hook=hook)
+    optimizer = "adamw" if reduction == "fast" else "muon"
+    return kills.pretrain(
+        shards, root, world, "--train.reduction", reduction, "--optim.name", optimizer, *more, hook=hook
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +58,7 @@ def test_exact_gives_the_bits_of_one_process(shards, references, tmp_path, world
 
 def interrupt_after(started, root: Path, step: int) -> None:
     """SIGTERM to the last rank once the checkpoint of `step` stands."""
-    while started.running() and not list(root.glob(f"pretrain-*/checkpoints/step-{step:08d}")):
-        time.sleep(0.002)
+    kills.wait_for_checkpoint(started, root, step)
     started.signal(signal.SIGTERM, len(started.processes) - 1)
     assert started.wait() == [130] * len(started.processes), started.text()
 

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,9 @@ from bertpipe.pipeline import Pipeline
 from bertpipe.train.pretrain import TokenShards
 from bertpipe.train.samples import open_source
 from tests import faults
-from tests.kills import make_shards, pretrain, same
-from tests.launch import Launch, launch
-from tests.runs import bertpipe, only
+from tests.kills import pretrain, same, wait_for_checkpoint
+from tests.launch import launch
+from tests.runs import bertpipe, make_shards, only
 from tests.train.test_loop import place
 
 ALL_CHECKPOINTS = ("--runtime.checkpoint_every", "1", "--runtime.keep_checkpoints", "40")
@@ -25,7 +24,7 @@ ALL_CHECKPOINTS = ("--runtime.checkpoint_every", "1", "--runtime.keep_checkpoint
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
     """A folder with text, config (exact) and the artifacts that pretraining needs."""
-    return make_shards(tmp_path_factory.mktemp("made"))
+    return make_shards(tmp_path_factory.mktemp("made"), "exact")
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +47,6 @@ def finishes(shards: Path, root: Path, undisturbed: Path) -> None:
     """The same command, undisturbed and in one process, ends as if nothing had been."""
     pretrain(shards, root, 1).done()
     same(only(root, "pretrain"), undisturbed)
-
-
-def wait_for_checkpoint(started: Launch, root: Path, step: int) -> None:
-    while started.running() and not list(root.glob(f"pretrain-*/checkpoints/step-{step:08d}")):
-        time.sleep(0.002)
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------

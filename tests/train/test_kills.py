@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.kills import WORLDS, make_shards, pretrain, same, survive
-from tests.runs import only
+from tests.kills import WORLDS, pretrain, same, survive, wait_for_checkpoint
+from tests.runs import make_shards, only
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("made"))
+    return make_shards(tmp_path_factory.mktemp("made"), "exact")
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,7 @@ def test_killed_while_it_resumes_and_resumed_twice_from_one_checkpoint(shards, u
     root, rng = tmp_path / "runs", random.Random(4)
     for number in range(5):
         started = pretrain(shards, root, 2)
-        while started.running() and not list(root.glob(f"pretrain-*/checkpoints/step-{5 * (1 + number // 2):08d}")):
-            time.sleep(0.002)
+        wait_for_checkpoint(started, root, 5 * (1 + number // 2))
         if number % 2:
             time.sleep(rng.uniform(0, 0.05))
         started.kill()

@@ -12,19 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import bertpipe, only, prepare
-
-COMPARED = ("model/model.safetensors", "metrics.jsonl", "checkpoints/step-00000030/optimizer.safetensors")
+from tests.kills import same
+from tests.runs import bertpipe, make_shards, only
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
     """A folder with text, config and the artifacts that pretraining needs."""
-    folder = tmp_path_factory.mktemp("made")
-    config = prepare(folder)
-    for stage in ("corpus", "tokenizer", "shards"):
-        bertpipe(stage, "--config", config)
-    return folder
+    return make_shards(tmp_path_factory.mktemp("made"))
 
 
 def copy(shards: Path, folder: Path) -> Path:
@@ -53,11 +48,6 @@ def kill_after(process: subprocess.Popen, root: Path, step: int, seconds: float)
     process.kill()
     process.wait()
     return process.returncode == -signal.SIGKILL
-
-
-def same(a: Path, b: Path) -> None:
-    for name in COMPARED:
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
 @pytest.mark.slow
