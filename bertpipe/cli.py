@@ -1,8 +1,8 @@
 """The `bertpipe` command: bertpipe COMMAND [--config FILE] [--section.key value].
 
-Parses before anything heavy is imported. Exit codes: 0 done; 2 stopped for the reason in the one line printed; 130 Ctrl-C or SIGTERM;
-1 a mistake of ours, with its traceback. Under torchrun and accelerate each process has them; a launcher itself ends
-with 1 whenever one of its processes did not end with 0.
+Parses before anything heavy is imported. Exit codes: 0 done; 2 stopped for the reason in the one line printed; 130
+Ctrl-C or SIGTERM; 1 a mistake of ours, with its traceback. Under torchrun and accelerate each process has them; a
+launcher itself ends with 1 whenever one of its processes did not end with 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """What several test files need: small real shards, the folder of real data, offline libraries."""
 
+import itertools
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,8 +22,13 @@ SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def write_shards(folder: Path, lengths: list[int], shard_tokens: int = 1000, seed: int = 0) -> Path:
-    """Shards with documents of `lengths` tokens; ids follow a simple law, so that there is something to learn."""
+def write_shards(
+    folder: Path, lengths: list[int], shard_tokens: int = 1000, seed: int = 0, sources: Sequence[int] = ()
+) -> Path:
+    """Shards with documents of `lengths` tokens; ids follow a simple law, so that there is something to learn.
+
+    `sources` says which source each document is from, in ascending order; none: all from one.
+    """
     rng = np.random.default_rng(seed)
     entries = {}
     for split, sizes in (("train", lengths), ("holdout", lengths[:20])):
@@ -31,10 +38,11 @@ def write_shards(folder: Path, lengths: list[int], shard_tokens: int = 1000, see
             ids = 5 + (start + stride * np.arange(size)) % (VOCAB_SIZE - 5)
             documents.append([ids[: size // 2].tolist(), ids[size // 2 :].tolist()])
         (folder / split).mkdir(parents=True, exist_ok=True)
-        entries[split] = write_split(folder, split, documents, VOCAB_SIZE, shard_tokens)
+        entries[split] = write_split(folder, split, documents, VOCAB_SIZE, shard_tokens, sources or itertools.repeat(0))
     continues = np.zeros(VOCAB_SIZE, bool)
     continues[100::3] = True
-    write_index(folder, entries, continues, SPECIAL_IDS, list(SPECIAL_IDS.values()))
+    names = [f"source {number}" for number in range(max(sources, default=0) + 1)]
+    write_index(folder, entries, continues, SPECIAL_IDS, list(SPECIAL_IDS.values()), sources=names)
     return folder
 
 

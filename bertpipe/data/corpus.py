@@ -136,6 +136,16 @@ def _read_groups(path: Path, columns: Sequence[str]) -> Iterator[list[tuple[str,
         raise ArtifactError(f"{path}: not readable ({error}); delete the artifact and run `bertpipe corpus`") from None
 
 
+def list_sources(folder: Path) -> dict[str, dict[str, Any]]:
+    """The ledger's rows of a corpus artifact: one for each entry of `corpus.sources`, in order."""
+    try:
+        return json.loads((folder / LEDGER).read_text(encoding="utf-8"))["sources"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(
+            f"{folder / LEDGER}: not readable ({error!r}); delete the folder and run `bertpipe corpus`"
+        ) from None
+
+
 def count_documents(folder: Path, split: str) -> int:
     """Documents of a split, from the parts' footers alone."""
     import pyarrow.parquet as pq
@@ -324,6 +334,9 @@ def _make_ledger(config: CorpusConfig, tasks: list[_Task]) -> dict[str, Any]:
             row["characters"] += last[split]["characters"]
             row["bytes"] += last[split]["bytes"]
         row["problems"] = (row["problems"] + first["problems"])[:NUM_PROBLEMS]
+        folder = task.kept if is_complete(task.kept) else task.cleaned
+        for split in SPLITS:
+            row["parts"][split] += len(_parts_of(folder, split))
     total = _empty_row()
     for row in rows.values():
         assert row["documents_in"] == row["documents_out"] + sum(row["skipped"].values()), row
@@ -331,13 +344,19 @@ def _make_ledger(config: CorpusConfig, tasks: list[_Task]) -> dict[str, Any]:
             if isinstance(value, int):
                 total[key] += value
         total["skipped"] = dict(sorted((Counter(total["skipped"]) + Counter(row["skipped"])).items()))
-    del total["problems"]
+    del total["problems"], total["parts"]
     return {"total": total, "sources": rows}
 
 
 def _empty_row() -> dict[str, Any]:
     numbers = ("documents_in", "documents_out", "train_documents", "holdout_documents", "characters", "bytes")
-    return {**dict.fromkeys(numbers, 0), "skipped": {}, "problems": []}
+    return {**dict.fromkeys(numbers, 0), "skipped": {}, "problems": [], "parts": dict.fromkeys(SPLITS, 0)}
+
+
+def _parts_of(folder: Path, split: str) -> list[str]:
+    """The parts of a split of a unit, in order."""
+    names = [name for name in read_manifest(folder)["files"] if Path(name).parent.name == split]
+    return sorted(names, key=lambda name: (len(name), name))
 
 
 def _distinct(specs: list[str]) -> list[str]:
@@ -370,8 +389,7 @@ def _move_parts(tasks: list[_Task], out: Path) -> None:
         (out / split).mkdir(exist_ok=True)
         for task in tasks:
             folder = task.kept if is_complete(task.kept) else task.cleaned
-            names = [name for name in read_manifest(folder)["files"] if Path(name).parent.name == split]
-            for name in sorted(names, key=lambda name: (len(name), name)):
+            for name in _parts_of(folder, split):
                 target = out / split / part_name(index)
                 if (folder / name).exists():
                     (folder / name).replace(target)

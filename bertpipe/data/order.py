@@ -175,10 +175,13 @@ class Order:
         cursor, last = (0, 0, 0), len(self._windows(epoch))
         step = sum(self.steps_in(before) for before in range(epoch)) if self.ramp else 0
         while cursor[0] < last:
-            yield cursor
+            start, any_text = cursor, False
             for _ in range(self.num_slots(step)):
-                _, cursor = self._fill(epoch, cursor)
-            step += 1
+                taken, cursor = self._fill(epoch, cursor)
+                any_text |= bool(taken)
+            if any_text:  # none where the last windows have no document that this epoch visits
+                yield start
+                step += 1
         yield cursor
 
     def _fill(self, epoch: int, cursor: Cursor) -> tuple[list[tuple[int, int, int, int, int]], Cursor]:
@@ -219,6 +222,10 @@ class Order:
             length[-1] = cut
         return Pieces(pieces.shard[first:stop], start, length)
 
+    def _visited(self, shard: int, epoch: int) -> np.ndarray | None:
+        """bool [D]: documents of a shard that an epoch visits; None for all."""
+        return self.shards.visited(shard, keyed.key(self.seed, "visits", *self._phase_key), epoch)
+
     @property
     def _phase_key(self) -> tuple[int, ...]:
         return (self.phase,) if self.phase else ()
@@ -226,24 +233,29 @@ class Order:
     def _group_shards(self, epoch: int) -> list[np.ndarray]:
         """Shards of each window, in visiting order."""
         shards = keyed.permutation(keyed.key(self.seed, "shards", epoch, *self._phase_key), self.shards.num_shards)
-        sizes = np.diff(self.shards.first_token)[shards]
+        sizes = self.shards.sizes[shards]
         window = (np.cumsum(sizes) - sizes) // self.window_tokens
         return [shards[window == w] for w in np.unique(window)]
 
     def _build_window(self, epoch: int, window: int) -> Window:
-        parts = [cut_documents(self.shards, int(s), self.sequence_length) for s in self._windows(epoch)[window]]
-        pieces = Pieces.join(parts)
+        numbers = [int(number) for number in self._windows(epoch)[window]]
+        pieces = Pieces.join(
+            [cut_documents(self.shards, n, self.sequence_length, self._visited(n, epoch)) for n in numbers]
+        )
         order = keyed.permutation(keyed.key(self.seed, "segments", epoch, window, *self._phase_key), len(pieces.length))
         pieces = Pieces(pieces.shard[order], pieces.start[order], pieces.length[order])
         return Window(pieces, np.cumsum(pieces.length + SPECIALS))
 
 
-def cut_documents(shards: TokenShards, shard: int, sequence_length: int) -> Pieces:
-    """Every segment of a shard, in document order: full ones of `sequence_length` - 2 tokens, then the rest."""
+def cut_documents(shards: TokenShards, shard: int, sequence_length: int, visited: np.ndarray | None = None) -> Pieces:
+    """Every segment of a shard, in document order: full ones of `sequence_length` - 2 tokens, then the rest.
+
+    `visited`, bool [D], says of which documents; None of all.
+    """
     longest = sequence_length - SPECIALS
     offsets = np.asarray(shards.documents(shard))
     sizes = np.diff(offsets)
-    counts = -(-sizes // longest)
+    counts = -(-sizes // longest) if visited is None else -(-sizes // longest) * visited
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     start = np.repeat(offsets[:-1], counts) + within * longest
     length = np.minimum(np.repeat(offsets[1:], counts) - start, longest)

@@ -14,6 +14,7 @@ half a pair, or most of it would never be seen; and the pair that meets the end 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,20 +59,29 @@ class PairOrder(Order):
         """As for segments, but every window has two documents at least."""
         windows: list[np.ndarray] = []
         for group in super()._group_shards(epoch):
-            if windows and self._documents(windows[-1]) < 2:
+            if windows and self._documents(windows[-1], epoch) < 2:
                 windows[-1] = np.concatenate([windows[-1], group])
             else:
                 windows.append(group)
-        if self._documents(windows[-1]) < 2:
+        if self._documents(windows[-1], epoch) < 2:
+            if len(windows) == 1:
+                raise DataError(f"{self.shards.folder}: one document in epoch {epoch}; pairs need two at least")
             last = windows.pop()
             windows[-1] = np.concatenate([windows[-1], last])
         return windows
 
-    def _documents(self, group: np.ndarray) -> int:
-        return sum(len(self.shards.documents(int(shard))) - 1 for shard in group)
+    def _documents(self, group: np.ndarray, epoch: int) -> int:
+        return sum(
+            len(self.shards.documents(int(shard))) - 1
+            if (chosen := self._visited(int(shard), epoch)) is None
+            else int(chosen.sum())
+            for shard in group
+        )
 
     def _build_window(self, epoch: int, window: int) -> Window:
-        text = Text.read(self.shards, self._windows(epoch)[window], self.sequence_length - SPECIALS)
+        shards = self._windows(epoch)[window]
+        visited = [self._visited(int(shard), epoch) for shard in shards]
+        text = Text.read(self.shards, shards, self.sequence_length - SPECIALS, visited)
         pairs = draw_pairs(
             text, self.kind, self.sequence_length - SPECIALS, keyed.key(self.seed, "pairs", epoch, *self._phase_key)
         )
@@ -114,46 +124,59 @@ class PairOrder(Order):
 
 @dataclass(frozen=True)
 class Text:
-    """The text of some shards as one line of tokens, numbered from 0."""
+    """The text of some shards as one line of tokens, numbered from 0; it is made of N stretches of shards."""
 
     sentences: np.ndarray
     """int64 [S + 1]: where each sentence, or part of a long one, begins, and where the last ends."""
     documents: np.ndarray
     """int64 [D + 1]: the first sentence of each document, and S."""
     shards: np.ndarray
-    """int64 [N]: the shards, in the order of the line."""
+    """int64 [N]: their shards, in the order of the line."""
     bases: np.ndarray
-    """int64 [N]: where each shard begins."""
+    """int64 [N]: where each begins in the line."""
+    starts: np.ndarray
+    """int64 [N]: where each begins in its shard."""
     first_token: np.ndarray
-    """int64 [N]: each shard's first token's place in the corpus."""
+    """int64 [N]: the place in the corpus of each shard's first token."""
 
     @staticmethod
-    def read(shards: TokenShards, numbers: np.ndarray, longest: int) -> Text:
-        """The text of the shards `numbers`; sentences over `longest` tokens in parts of at most half of that."""
-        sizes = np.diff(shards.first_token)[numbers]
-        bases = np.cumsum(sizes) - sizes
-        offsets = [[np.zeros(1, np.int64)] for _ in range(2)]
-        for number, base in zip(numbers, bases, strict=True):
-            for parts, read in zip(offsets, (shards.sentences, shards.documents), strict=True):
-                parts.append(np.asarray(read(int(number)))[1:] + base)
-        sentences, documents = (np.concatenate(parts) for parts in offsets)
+    def read(shards: TokenShards, numbers: np.ndarray, longest: int, visited: Sequence[np.ndarray | None] = ()) -> Text:
+        """The text of the shards `numbers`; sentences over `longest` tokens in parts of at most half of that.
+
+        `visited` says of which documents of each shard, bool [D]; None of all.
+        """
+        of_sentences, of_documents, stretches = [], [], []  # lengths; and (shard, start, length)
+        for number, chosen in zip(numbers, visited or [None] * len(numbers), strict=True):
+            ends, edges = np.asarray(shards.sentences(int(number))), np.asarray(shards.documents(int(number)))
+            sentences, documents = np.diff(ends), np.diff(edges)
+            stretch = np.array([number]), edges[:1], edges[-1:]
+            if chosen is not None:
+                sentences = sentences[chosen[np.searchsorted(edges, ends[:-1], side="right") - 1]]
+                documents = documents[chosen]
+                stretch = np.full(len(documents), number), edges[:-1][chosen], documents
+            of_sentences.append(sentences)
+            of_documents.append(documents)
+            stretches.append(stretch)
+        of_shard, starts, sizes = (np.concatenate(parts) for parts in zip(*stretches, strict=True))
+        sentences, documents = (np.cumsum(np.concatenate([[0], *x])) for x in (of_sentences, of_documents))
         lengths = np.diff(sentences)
         counts = np.where(lengths > longest, -(-lengths // (longest // 2)), 1)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         parts = np.repeat(sentences[:-1], counts) + within * np.repeat(lengths, counts) // np.repeat(counts, counts)
         sentences = np.append(parts, sentences[-1])
-        first_token = np.asarray(shards.first_token)[numbers]
-        return Text(sentences, np.searchsorted(sentences, documents), np.asarray(numbers), bases, first_token)
+        first_token = np.asarray(shards.first_token)[of_shard]
+        bases = np.cumsum(sizes) - sizes
+        return Text(sentences, np.searchsorted(sentences, documents), of_shard, bases, starts, first_token)
 
     def locate(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard, and place within it, of `tokens` [n]; int64 [n] each."""
         index = np.searchsorted(self.bases, tokens, side="right") - 1
-        return self.shards[index], tokens - self.bases[index]
+        return self.shards[index], tokens - self.bases[index] + self.starts[index]
 
     def places(self, tokens: np.ndarray) -> np.ndarray:
         """Place in the corpus, int64 [n], of `tokens` [n]."""
         index = np.searchsorted(self.bases, tokens, side="right") - 1
-        return tokens - self.bases[index] + self.first_token[index]
+        return tokens - self.bases[index] + self.starts[index] + self.first_token[index]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ import numpy as np
 from bertpipe.artifact import discard, read_manifest, write_json
 from bertpipe.config import Config
 from bertpipe.data import npy
-from bertpipe.data.corpus import SPLITS, list_parts
+from bertpipe.data.corpus import SPLITS, list_parts, list_sources
 from bertpipe.data.encoding import Encoder
 from bertpipe.data.engine import map_units
 from bertpipe.data.tokenizer import load, read_special_ids
@@ -56,6 +57,8 @@ class TokenShards:
             self.special_ids: dict[str, int] = dict(index["special_ids"])
             self.all_special_ids: list[int] = list(index["all_special_ids"])
             self.dtype = np.dtype(index["dtype"])
+            self.sources: list[str] = list(index.get("sources", []))
+            self.source = np.array([int(s.get("source", 0)) for s in entry["shards"]], np.int64)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{self.folder / INDEX}: malformed ({error!r}); rerun `bertpipe shards`") from None
         self.num_shards = len(shards)
@@ -64,6 +67,8 @@ class TokenShards:
         self.num_sentences = sum(sentences for _, _, sentences in shards)
         self.first_token = np.cumsum([0] + [tokens for tokens, _, _ in shards], dtype=np.int64)
         """int64 [num_shards + 1]: tokens of the split before each shard."""
+        self.sizes = np.diff(self.first_token)
+        """int64 [num_shards]: tokens of each shard that an epoch visits, about."""
         self.continuations = np.array(_load(self.folder / "continuations.npy", np.dtype(bool), self.vocab_size))
         """bool [V]: True where a piece goes on with the word before it."""
         self.unigrams = np.array(_load(self._path("unigrams.npy"), np.dtype(np.int64), self.vocab_size))
@@ -88,6 +93,10 @@ class TokenShards:
     def sentences(self, shard: int) -> np.ndarray:
         """Sentence offsets into `tokens(shard)`: memory map, int64 [S + 1]; every document offset is among them."""
         return self._sentences[shard]
+
+    def visited(self, shard: int, key: int, epoch: int) -> np.ndarray | None:
+        """bool [D]: documents of a shard that an epoch visits; None for all. `key` is of the run's draws."""
+        return None
 
     def _path(self, name: str) -> Path:
         return self.folder / self.split / name
@@ -127,8 +136,8 @@ def _load_offsets(path: Path, count: int, tokens: int) -> np.ndarray:
 class ShardWriter:
     """Appends documents to a split, cutting shards at document boundaries; `close` returns the split's index entry.
 
-    A shard ends before the document that would take it past `shard_tokens`, so the files depend on the documents'
-    order alone, not on how they were grouped into `add` calls.
+    A shard ends before the document that would take it past `shard_tokens`, and with its source, so the files depend on
+    the documents' order alone, not on how they were grouped into `add` calls.
     """
 
     def __init__(self, folder: Path, split: str, vocab_size: int, shard_tokens: int):
@@ -138,15 +147,17 @@ class ShardWriter:
         self.dtype = token_dtype(vocab_size)
         self.unigrams = np.zeros(vocab_size, np.int64)
         self.shards: list[dict[str, int]] = []
+        self.source = 0
         self._open: dict[str, npy.GrowingNpy] | None = None  # of the shard at hand
 
-    def add(self, tokens: np.ndarray, documents: np.ndarray, sentences: np.ndarray) -> None:
-        """Append whole documents.
+    def add(self, tokens: np.ndarray, documents: np.ndarray, sentences: np.ndarray, source: int = 0) -> None:
+        """Append whole documents of one source.
 
         Args:
             tokens: integer [T], ids of all documents end to end.
             documents: int64 [D], tokens of each document, all >= 1, summing to T.
             sentences: int64 [S], tokens of each sentence, all >= 1; no sentence crosses a document's end.
+            source: its number; a source's documents stand together.
         """
         document_ends, sentence_ends = np.cumsum(documents), np.cumsum(sentences)
         assert (documents > 0).all() and (sentences > 0).all(), "empty documents and sentences are not stored"
@@ -155,6 +166,9 @@ class ShardWriter:
         counts = np.bincount(tokens, minlength=self.vocab_size)
         assert len(counts) == self.vocab_size, f"token id {len(counts) - 1} in a vocabulary of {self.vocab_size}"
         self.unigrams += counts
+        if source != self.source and self._open is not None:
+            self._finish()
+        self.source = source
         first = 0  # document
         while first < len(documents):
             start = int(document_ends[first - 1]) if first else 0
@@ -186,7 +200,8 @@ class ShardWriter:
         assert self._open is not None
         for file in self._open.values():
             file.close()
-        self.shards.append({name: file.length - (name != "tokens") for name, file in self._open.items()})
+        lengths = {name: file.length - (name != "tokens") for name, file in self._open.items()}
+        self.shards.append({**lengths, "source": self.source})
         self._open = None
 
     def close(self) -> dict[str, Any]:
@@ -225,18 +240,23 @@ def write_index(
 
 
 def write_split(
-    folder: Path, split: str, documents: Iterable[Sequence[Sequence[int]]], vocab_size: int, shard_tokens: int
+    folder: Path,
+    split: str,
+    documents: Iterable[Sequence[Sequence[int]]],
+    vocab_size: int,
+    shard_tokens: int,
+    sources: Iterable[int] = itertools.repeat(0),
 ) -> dict[str, Any]:
     """Write a split from plain lists, documents of sentences of ids; returns its entry for `write_index`.
 
-    Empty sentences, and documents without any token, are left out.
+    Empty sentences, and documents without any token, are left out. `sources` says which source each document is from.
     """
     writer = ShardWriter(folder, split, vocab_size, shard_tokens)
-    for document in documents:
+    for document, source in zip(documents, sources, strict=False):
         sentences = [np.asarray(sentence, np.int64) for sentence in document if len(sentence)]
         if sentences:
             lengths = np.array([len(sentence) for sentence in sentences], np.int64)
-            writer.add(np.concatenate(sentences), lengths.sum(keepdims=True), lengths)
+            writer.add(np.concatenate(sentences), lengths.sum(keepdims=True), lengths, source)
     return writer.close()
 
 
@@ -249,6 +269,8 @@ class Unit(NamedTuple):
     part: Path
     group: int
     result: Path
+    source: int
+    """Which entry of `corpus.sources` it is from."""
 
     def __str__(self) -> str:
         return f"{self.part}, row group {self.group}"
@@ -280,7 +302,9 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
             discard(out / split)  # of an interrupted run
             splits[split] = _join(units, ShardWriter(out, split, vocab_size, cfg.shards.shard_tokens))
         special_ids, all_special_ids = read_special_ids(tokenizer)
-        write_index(out, splits, _continuations(tokenizer, vocab_size), special_ids, all_special_ids, **facts)
+        continuations = _continuations(tokenizer, vocab_size)
+        names = list(list_sources(corpus))
+        write_index(out, splits, continuations, special_ids, all_special_ids, **facts, sources=names)
     discard(out / UNITS)
     for split, entry in _read_index(out)["splits"].items():
         counts[split] = {name: value for name, value in entry.items() if name != "shards"}
@@ -304,13 +328,21 @@ def list_units(corpus: Path, split: str, results: Path) -> list[Unit]:
     import pyarrow.parquet as pq
 
     units: list[Unit] = []
-    for part in list_parts(corpus, split):
+    parts = list_parts(corpus, split)
+    counts = [row.get("parts", {}).get(split, 0) for row in list_sources(corpus).values()]
+    if sum(counts) != len(parts):
+        raise ArtifactError(
+            f"{corpus}: its ledger has {sum(counts)} {split} parts, there are {len(parts)}; delete the folder and run "
+            "`bertpipe corpus`"
+        )
+    sources = np.repeat(np.arange(len(counts)), counts)
+    for source, part in zip(sources.tolist(), parts, strict=True):
         try:
             num_groups = pq.read_metadata(part).num_row_groups
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(part, error) from None
         for group in range(num_groups):
-            units.append(Unit(part, group, results / f"{split}-{len(units):06d}"))
+            units.append(Unit(part, group, results / f"{split}-{len(units):06d}", source))
     return units
 
 
@@ -344,7 +376,7 @@ def _join(units: list[Unit], writer: ShardWriter) -> dict[str, Any]:
     for unit in units:
         with unit.result.open("rb") as file:
             tokens, documents, sentences, read = (np.load(file, allow_pickle=False) for _ in range(4))
-        writer.add(tokens, documents, sentences)
+        writer.add(tokens, documents, sentences, unit.source)
         total += read
     entry = writer.close()
     assert entry["documents"] == total[0] - total[1]

@@ -21,6 +21,7 @@ from bertpipe.config import Config
 from bertpipe.config_files import read_preset
 from bertpipe.data import masking, phases
 from bertpipe.data.batches import StepSource
+from bertpipe.data.mixture import MixedShards, describe, open_train
 from bertpipe.data.new_words import split_added
 from bertpipe.data.order import Order
 from bertpipe.data.phases import PhasedOrder
@@ -65,7 +66,7 @@ def _run(
     added = check_tokenizer(cfg.model.init, tokenizer) if cfg.model.init else []
     if cfg.model.max_positions:
         tokenizer.model_max_length = cfg.model.max_positions
-    train = TokenShards(inputs["shards"], "train")
+    train = open_train(inputs["shards"], cfg.train.source_weights)
     row = OBJECTIVES[cfg.train.objective]
     objective, kernel = make_objective(cfg, row, train, added, place)
     model = objective.model
@@ -122,6 +123,7 @@ def _run(
             "steps": cfg.train.steps,
             "epochs": order.locate(cfg.train.steps - 1)[0] + 1,
             "train_seconds": round(speed.seconds, 1),
+            **({"mixture": [share._asdict() for share in train.mixture]} if isinstance(train, MixedShards) else {}),
             **({"budget": budgeted} if budgeted else {}),
             **({"extended_after": begun, "extended_changes": changed} if begun else {}),
             "attention": kernel,
@@ -156,6 +158,8 @@ def check(cfg: Config) -> None:
             f"train.slot_tokens: {cfg.train.slot_tokens} is less than train.sequence_length {cfg.train.sequence_length}"
         )
     phases.check(cfg.train)
+    if cfg.train.source_weights and not any(cfg.train.source_weights):
+        raise ConfigError("train.source_weights: all are 0, so no text is left; give one a weight")
     masking.check(cfg.masking.strategy, cfg.masking.mask_share, cfg.masking.random_share)
     masking.check_rate(cfg.masking.schedule, cfg.masking.final_probability)
     module = OBJECTIVES[cfg.train.objective].module
@@ -253,5 +257,7 @@ def _introduce(cfg: Config, place: Place, model: Any, order: Order | PhasedOrder
         f"{facts['precision']}, {kernel} | {model.config.model_type}, {size} | "
         f"{shape} = {phases.total_tokens(train):,} tokens, "
         f"{order.steps_in(0)} steps an epoch",
+        *(f"  {line}" for line in describe(order.shards)),
+        sep="\n",
         flush=True,
     )

@@ -21,7 +21,7 @@ from bertpipe import artifact
 from bertpipe.config import Config
 from bertpipe.data import keyed
 from bertpipe.data.batches import PackedBatch
-from bertpipe.data.shards import TokenShards
+from bertpipe.data.mixture import open_train
 from bertpipe.errors import ArtifactError, ConfigError
 from bertpipe.model.objectives import OBJECTIVES, Objective
 from bertpipe.train import budget, loop, pretrain
@@ -59,7 +59,7 @@ def replay(cfg: Config, inputs: dict[str, Path], run: Path, step: int, out: Path
     place = Place(cfg.runtime, cfg.train.precision)
     tokenizer = pretrain.load_tokenizer(inputs["tokenizer"])
     added = pretrain.check_tokenizer(cfg.model.init, tokenizer) if cfg.model.init else []
-    shards, row = TokenShards(inputs["shards"], "train"), OBJECTIVES[cfg.train.objective]
+    shards, row = open_train(inputs["shards"], cfg.train.source_weights), OBJECTIVES[cfg.train.objective]
     objective, _ = pretrain.make_objective(cfg, row, shards, added, place)
     optimizer = Optimizer(objective.model, pretrain.recipe(cfg))
     checkpoints = _Before(run / "checkpoints", 2, tokenizer)

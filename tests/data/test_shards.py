@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from bertpipe.artifact import committing
+from bertpipe.artifact import committing, write_json
 from bertpipe.config import Config, RuntimeConfig, ShardsConfig, TokenizerConfig
 from bertpipe.data import encoding, shards, tokenizer
 from bertpipe.data.encoding import Encoder
@@ -283,7 +283,7 @@ def test_forgetting_words_changes_nothing(berts, monkeypatch):
 
 
 def write_corpus(folder: Path, train: list[str], holdout: list[str], fingerprint: str = "c" * 64) -> Path:
-    """A corpus artifact with row groups of three documents, as many units of work."""
+    """A corpus artifact of two sources, a part each, with row groups of three documents, as many units of work."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -296,6 +296,8 @@ def write_corpus(folder: Path, train: list[str], holdout: list[str], fingerprint
                 table = pa.table({"id": ids, "source": ids, "text": chosen})
                 path = scratch / split / f"part-{part:05d}.parquet"
                 pq.write_table(table, path, compression="zstd", row_group_size=3, write_page_checksum=True)
+        row = {"parts": {"train": 1, "holdout": 1}}
+        write_json(scratch / "ledger.json", {"sources": {"one": row, "two": row}})
     return folder
 
 

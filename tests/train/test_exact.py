@@ -21,7 +21,7 @@ from bertpipe.train.reduction import Block, Exact, Tree, blocks_of
 from tests import kills
 from tests.kills import same
 from tests.launch import free_port, server
-from tests.runs import make_shards, only
+from tests.runs import bertpipe, make_shards, only
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,30 @@ def test_fast_resumes_on_any_number_of_processes_within_1e_5(shards, references,
     a, b = (load_file(folder / "model" / "model.safetensors") for folder in (references["fast"], run))
     # the bias of the keys changes no attention weight: its gradient is rounding alone, and AdamW scales it up
     assert max(float((a[name] - b[name]).abs().max()) for name in a if not name.endswith("key.bias")) < 1e-4
+
+
+def test_mixed_sources_resume_on_any_number_of_processes_to_the_bit(shards, tmp_path):
+    """Two sources, of which the second, an eighth of the text, is to be three quarters of what is trained on."""
+    text = (shards / "text.txt").read_text().splitlines(keepends=True)
+    made = tmp_path / "made"
+    made.mkdir()
+    for name, lines in (("a.txt", text[:350]), ("b.txt", text[350:])):
+        (made / name).write_text("".join(lines))
+    config = (shards / "tiny.yaml").read_text().replace(str(shards / "text.txt"), f"[{made}/a.txt, {made}/b.txt]")
+    config = config.replace(str(shards), str(made)).replace("train: {", "train: {source_weights: [1, 3], ")
+    (made / "tiny.yaml").write_text(config)
+    for stage in ("corpus", "tokenizer", "shards"):
+        bertpipe(stage, "--config", made / "tiny.yaml")
+    printed = pretrain(made, tmp_path / "whole", 1, "exact").done()
+    assert f"{made}/b.txt: " in printed and "75.0% of an epoch" in printed
+    run = only(tmp_path / "whole", "pretrain")
+    mixture = json.loads((run / "manifest.json").read_text())["counts"]["mixture"]
+    assert [share["epoch"] for share in mixture] == [0.25, 0.75] and mixture[1]["visits"] > 4
+    same(elastic(made, tmp_path / "elastic", "exact", 2, 4), run)
+
+    for weights, said in (("[1]", "1 weights for the 2 entries of corpus.sources"), ("[0, 0]", "all are 0")):
+        refused = bertpipe("pretrain", "--config", made / "tiny.yaml", "--train.source_weights", weights, check=False)
+        assert refused.returncode == 2 and said in refused.stderr
 
 
 @given(st.integers(1, 40), st.data())
