@@ -156,6 +156,11 @@ class Order:
             slots.append(Pieces.join([self._take(epoch, *taken) for taken in ranges]))
         return slots
 
+    def next_epoch(self, step: int) -> int:
+        """The first step of the epoch after that of a step."""
+        epoch, within = self.locate(step)
+        return step - within + self.steps_in(epoch)
+
     def prepare(self, steps: int) -> None:
         """Make the plans that `steps` steps need, so that readers in other processes find them on disk."""
         self.locate(steps - 1)

@@ -144,6 +144,13 @@ class PhasedOrder:
         epoch, step = self.orders[number].locate(step)
         return sum(self._epochs[:number]) + epoch, step
 
+    def next_epoch(self, step: int) -> int:
+        """The first step of the epoch after that of a step."""
+        number, step = self._phase(step)
+        part = self.parts[number]
+        following = part.first + self.orders[number].next_epoch(step)
+        return following if number + 1 == len(self.parts) else min(following, part.last)
+
     def num_slots(self, step: int) -> int:
         """Slots of a step."""
         number, step = self._phase(step)

@@ -245,6 +245,10 @@ class Checkpoints:
         """Committed checkpoints, oldest first by step."""
         return [path for path in self._visible() if artifact.is_complete(path)]
 
+    def last_step(self) -> int:
+        """Step of the newest committed checkpoint, whole or not; 0 when there is none."""
+        return max([int(path.name.removeprefix("step-")) for path in self.steps()], default=0)
+
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole; a damaged one is said aloud and passed over. None: there is none yet.
 

@@ -35,7 +35,7 @@ from bertpipe.train.evaluation import Evaluation
 from bertpipe.train.optim import Optimizer, Recipe, check_names, check_schedule
 from bertpipe.train.place import Place
 from bertpipe.train.profile import Trace
-from bertpipe.train.samples import open_source
+from bertpipe.train.samples import Epochs, open_source
 from bertpipe.train.signals import catching
 from bertpipe.train.trackers import Background, Wandb
 from bertpipe.train.tracking import Record
@@ -85,16 +85,17 @@ def _run(
         cfg, budgeted = budget.freeze(cfg, out, started, begun, place, cost)
         evaluation.last = {}
     optimizer = Optimizer(objective.model, recipe(cfg))
-    order, source = open_source(cfg, row, train, out / "plans", place)
+    checkpoints = Checkpoints(
+        out / "checkpoints", cfg.runtime.keep_checkpoints, tokenizer, cfg.runtime.checkpoint_failures, run_id
+    )
+    order, source = open_source(cfg, row, train, out / "plans", place, checkpoints.last_step())
+    epochs = Epochs(order, cfg.train.steps, place.is_main)
     if place.is_main:
         _introduce(cfg, place, model, order, kernel)
     tokens = phases.total_tokens(cfg.train)
     meter = flops.make_meter(model, place.device, place.precision, tokens // place.world, place.world)
     trace = Trace(out / "profile", cfg.runtime.profile) if cfg.runtime.profile and place.is_main else None
     record = open_record(cfg, place, out)
-    checkpoints = Checkpoints(
-        out / "checkpoints", cfg.runtime.keep_checkpoints, tokenizer, cfg.runtime.checkpoint_failures, run_id
-    )
     if place.is_main:
         checkpoints.check_room(model, optimizer)
     with record:
@@ -107,7 +108,7 @@ def _run(
             record,
             evaluation if evaluation.slots else None,
             checkpoints,
-            lambda step: order.locate(step)[0],
+            epochs,
             meter,
             trace,
         )
@@ -115,6 +116,7 @@ def _run(
         evaluation()
     if place.is_main:
         changed = extend.changes(cfg, extend.read_parent(cfg), inputs) if begun else []
+        epochs.wait()
         artifact.discard(out / "plans")
         checkpoints.clean()
         save_model(model, tokenizer, out / "model")

@@ -15,6 +15,7 @@ from bertpipe.data.batches import MaskedSlots, load
 from bertpipe.data.masking import Masking, Vocabulary
 from bertpipe.data.order import Order
 from bertpipe.errors import ConfigError
+from bertpipe.train.samples import Epochs
 from tests.conftest import SPECIAL_IDS, VOCAB_SIZE
 
 SHORT = {"share": 0.75, "sequence_length": 16}
@@ -125,6 +126,30 @@ def test_plans_come_back_the_same_and_any_step_is_found_alone(shards, tmp_path):
         path.unlink()
     phases.make_order(shards, train(), tmp_path / "plans").prepare(200)
     assert {path.name: path.read_bytes() for path in (tmp_path / "plans").iterdir()} == before
+
+
+def test_the_next_epoch_begins_where_the_number_changes(shards):
+    for order in (phases.make_order(shards, train()), Order(shards, 3, 32, 128, 4)):
+        epochs = [order.locate(step)[0] for step in range(200)]
+        for step in range(150):
+            following = order.next_epoch(step)
+            assert following > step and (following >= 200 or epochs[following] == epochs[following - 1] + 1)
+            assert set(epochs[step:following]) == {epochs[step]}
+
+
+def test_plans_are_made_one_epoch_ahead(shards, tmp_path):
+    """A run of a million steps over little text has thousands of epochs, and begins at once all the same."""
+    order = Order(shards, 3, 32, 128, 4, tmp_path / "plans")
+    epochs = Epochs(order, 1_000_000, plans_ahead=True)
+    for step in range(order.steps_in(0) + 1):
+        assert epochs(step) == (step == order.steps_in(0))
+        epochs.wait()
+        assert len(list((tmp_path / "plans").iterdir())) == 2 + (step == order.steps_in(0))
+    last = Epochs(Order(shards, 3, 32, 128, 4, tmp_path / "short"), order.steps_in(0), plans_ahead=True)
+    assert last(order.steps_in(0) - 1) == 0
+    last.wait()
+    assert len(list((tmp_path / "short").iterdir())) == 1, "no epoch behind the run's end is planned"
+    assert not Epochs(order, 10, plans_ahead=False)(0)
 
 
 @given(

@@ -35,9 +35,9 @@ def uninterrupted(shards, tmp_path_factory) -> Path:
     return only(root, "pretrain")
 
 
-def start(shards: Path, root: Path) -> subprocess.Popen:
+def start(shards: Path, root: Path, *more: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "bertpipe.cli", "pretrain", "--config", shards / "tiny.yaml"]
-    return subprocess.Popen([*map(str, command), "--runtime.root", str(root)], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([*map(str, command), "--runtime.root", str(root), *more], stderr=subprocess.PIPE, text=True)
 
 
 def kill_after(process: subprocess.Popen, root: Path, step: int, seconds: float) -> bool:
@@ -48,6 +48,13 @@ def kill_after(process: subprocess.Popen, root: Path, step: int, seconds: float)
     process.kill()
     process.wait()
     return process.returncode == -signal.SIGKILL
+
+
+def test_a_run_of_a_million_steps_begins_at_once(shards, tmp_path):
+    root = copy(shards, tmp_path)
+    process = start(shards, root, "--train.steps", "1000000", "--optim.schedule", "constant")
+    assert kill_after(process, root, 5, 0)
+    assert 1 <= len(list(root.glob("pretrain-*.partial/plans/*.npy"))) <= 4
 
 
 @pytest.mark.slow
