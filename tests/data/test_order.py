@@ -53,6 +53,7 @@ def source(shards, probability=0.15, rate=None):
 def test_an_epoch_visits_every_token_once(
     tmp_path_factory, lengths, shard_tokens, sequence_length, extra, slots, window
 ):
+    """Packing K1 and K2: no token lost, doubled or made up, no sequence too long."""
     folder = write_shards(tmp_path_factory.mktemp("s"), lengths, shard_tokens)
     shards = TokenShards(folder, "train")
     order = Order(shards, 1, sequence_length, sequence_length + extra, slots, window_tokens=window)
@@ -65,6 +66,7 @@ def test_an_epoch_visits_every_token_once(
 
 
 def test_no_sequence_crosses_a_document(shards):
+    """Packing K3; that attention doesn't either is shown in tests/model/test_attention.py."""
     order = make(shards)
     for step in range(order.steps_in(0)):
         for p in order.slots(step):
@@ -74,6 +76,7 @@ def test_no_sequence_crosses_a_document(shards):
 
 
 def test_slots_are_full_but_for_the_last_step(shards):
+    """Packing K7."""
     order = make(shards)
     for step in range(order.steps_in(0) - 1):
         for pieces in order.slots(step):

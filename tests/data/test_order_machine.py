@@ -1,4 +1,4 @@
-"""Runs that are saved, killed, resumed and moved to other processes, against the one that never was; and mutants.
+"""Runs that are saved, killed, resumed and moved to other processes, against the one that never was (K5); and mutants.
 
 The machine drives what the training loop drives: an order, its masked slots and the loader, resumed from one integer.
 Each historical bug of other libraries, planted into that driver, has to be caught by the same machine.

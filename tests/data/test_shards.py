@@ -52,6 +52,7 @@ def read_split(folder: Path, split: str) -> list[list[list[int]]]:
 @settings(max_examples=60, deadline=None)
 @given(train=documents_of, holdout=documents_of, shard_tokens=st.integers(1, 60))
 def test_what_is_written_is_what_is_read(tmp_path_factory, train, holdout, shard_tokens):
+    """Packing K6 too: empty sentences and documents leave no trace in any file."""
     folder = tmp_path_factory.mktemp("shards")
     entries = {s: write_split(folder, s, d, 50, shard_tokens) for s, d in (("train", train), ("holdout", holdout))}
     continuations = np.arange(50) % 3 == 0
@@ -60,6 +61,8 @@ def test_what_is_written_is_what_is_read(tmp_path_factory, train, holdout, shard
         kept = [[s for s in document if s] for document in documents]
         kept = [document for document in kept if document]
         assert read_split(folder, split) == kept
+        assert write_split(folder / "kept", split, kept, 50, shard_tokens) == entries[split]
+        assert contents(folder / "kept" / split) == contents(folder / split)
         opened = pickle.loads(pickle.dumps(TokenShards(folder, split)))
         flat = [i for document in kept for sentence in document for i in sentence]
         assert opened.num_documents == len(kept) and opened.num_tokens == len(flat)
@@ -78,6 +81,7 @@ def test_what_is_written_is_what_is_read(tmp_path_factory, train, holdout, shard
 @settings(max_examples=60, deadline=None)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=30), shard_tokens=st.integers(1, 40), data=st.data())
 def test_files_do_not_depend_on_how_documents_are_grouped(tmp_path_factory, lengths, shard_tokens, data):
+    """Packing K4: the stream may come in any pieces."""
     documents = [[[(7 * n + i) % 50 for i in range(length)]] for n, length in enumerate(lengths)]
     folder = tmp_path_factory.mktemp("shards")
     expected = write_split(folder, "one", documents, 50, shard_tokens)
