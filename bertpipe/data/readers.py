@@ -10,6 +10,7 @@ file under an uncompressed name are not.
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from bertpipe.artifact import writing
 from bertpipe.config import CorpusConfig
-from bertpipe.data.codecs import CHUNK, CODECS, Codec, DamagedError, magic_of, plain
+from bertpipe.data.codecs import CHUNK, CODECS, FREE_BYTES, MAX_RATIO, Codec, DamagedError, magic_of, plain
 from bertpipe.errors import DataError
 
 if TYPE_CHECKING:
@@ -249,9 +250,15 @@ def _read_parquet(path: Path, file: IO[bytes], codec: Codec, config: CorpusConfi
                         unpacked.flush()
                 unpacked.seek(0)
                 file = unpacked
-            # Buffered column reads keep one page in memory instead of a whole column of the row group.
-            table = pq.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False, page_checksum_verification=True)
+            # Buffered column reads keep one page in memory instead of a whole column of the row group; read as a
+            # dictionary, a text that stands in many rows is in memory once.
+            open_as = functools.partial(
+                pq.ParquetFile, file, buffer_size=CHUNK, pre_buffer=False, page_checksum_verification=True
+            )
+            table = open_as()
             wrong = _wrong_column(table.schema_arrow, config.text_key)
+            if not wrong:
+                table = open_as(metadata=table.metadata, read_dictionary=[config.text_key])
         except DamagedError as error:
             wrong = str(error)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -262,21 +269,24 @@ def _read_parquet(path: Path, file: IO[bytes], codec: Codec, config: CorpusConfi
         first = 0
         for group in range(table.num_row_groups):
             rows = table.metadata.row_group(group).num_rows
-            yield from _read_row_group(path, table, group, first, rows, config.text_key)
+            yield from _read_row_group(path, table, group, first, rows, config)
             first += rows
 
 
-def _read_row_group(path: Path, table: Any, group: int, first: int, rows: int, key: str) -> Iterator[Document | Bad]:
+def _read_row_group(
+    path: Path, table: Any, group: int, first: int, rows: int, config: CorpusConfig
+) -> Iterator[Document | Bad]:
     import pyarrow as pa
 
-    row, wrong = first, "fewer rows than its metadata says"
+    row, wrong, key = first, "fewer rows than its metadata says", config.text_key
     try:
+        _refuse_bomb(table.metadata.row_group(group), key)
         for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=[key], use_threads=False):
             for value in batch.column(0):
-                item = _value(path, row, value, key)
+                item = _value(path, row, value, config)
                 row += 1
                 yield item
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, DamagedError) as error:
         wrong = _first_line(error)
     lost = first + rows - row
     if lost > 0:
@@ -284,9 +294,20 @@ def _read_row_group(path: Path, table: Any, group: int, first: int, rows: int, k
         yield Bad(f"{place} can't be read ({wrong}); get the file again", lost)
 
 
-def _value(path: Path, row: int, value: pa.Scalar, key: str) -> Document | Bad:
+def _refuse_bomb(group: Any, key: str) -> None:
+    """DamagedError for a row group whose column `key`, by its own metadata, expands as no text does."""
+    for column in map(group.column, range(group.num_columns)):
+        size, stored = column.total_uncompressed_size, column.total_compressed_size
+        if column.path_in_schema == key and size > FREE_BYTES + MAX_RATIO * stored:
+            raise DamagedError(f"{stored} bytes that expand to {size}, more than {MAX_RATIO} times")
+
+
+def _value(path: Path, row: int, value: pa.DictionaryScalar, config: CorpusConfig) -> Document | Bad:
+    key, stored, limit = config.text_key, value.value, record_limit(config)
+    if stored.is_valid and (size := stored.as_buffer().size) > limit:
+        return Bad(f"{path}: row {row}: longer than {limit} bytes ({size}); split it, or raise corpus.max_chars")
     try:
-        text = value.as_py()
+        text = stored.as_py()
     except UnicodeDecodeError as error:
         return Bad(f"{path}: row {row}: not UTF-8 at byte {error.start} of {key!r}; {_MEND}")
     if text is None:

@@ -10,6 +10,8 @@ import sys
 import zlib
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -145,6 +147,33 @@ def test_a_line_of_ten_gigabytes_is_refused_at_once(tmp_path, form):
     result = read(tmp_path, path, "line", "raise")
     assert result["grown"] <= 256 * MIB and result["texts"] == 0
     assert re.match(rf"{path}: {SKIP.pattern}", result["messages"][0])
+
+
+def write_dictionary(path: Path, size: int, rows: int) -> None:
+    """A parquet file of `rows` times the same text of `size` bytes, which it holds once."""
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * size]))
+    pq.write_table(
+        pa.table({"text": text}), path, compression="zstd", store_schema=False, dictionary_pagesize_limit=GIB
+    )
+
+
+def test_a_parquet_text_that_stands_in_many_rows_is_in_memory_once(tmp_path):
+    path = tmp_path / "x.parquet"
+    write_dictionary(path, 20 * MIB, 200)
+    result = read(tmp_path, path, "line", "skip")
+    assert result["grown"] <= 256 * MIB and result["texts"] == 200
+    write_dictionary(path, 30 * MIB, 1000)
+    result = read(tmp_path, path, "line", "skip")
+    assert result["grown"] <= 256 * MIB and result["texts"] == 0 and len(result["messages"]) == 1000
+    assert result["messages"][999].startswith(f"{path}: row 999: longer than ")
+
+
+def test_a_parquet_column_that_expands_as_no_text_does_is_not_read(tmp_path):
+    path = tmp_path / "x.parquet"
+    write_dictionary(path, 400 * MIB, 3)
+    result = read(tmp_path, path, "line", "skip")
+    assert result["grown"] <= 64 * MIB and result["texts"] == 0
+    assert re.search(r"row group 0: rows 0 to 2 can't be read \(\d+ bytes that expand to \d+", result["messages"][0])
 
 
 @pytest.mark.slow
