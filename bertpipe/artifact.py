@@ -17,9 +17,9 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import socket
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from importlib import metadata
@@ -105,7 +105,7 @@ def write_json(path: Path, value: Any) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path` that takes its place if the body succeeds, and is removed if it fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}{TEMPORARY}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         yield temporary
         temporary.replace(path)

@@ -191,7 +191,8 @@ class TrainConfig(Section):
     into the manifest."""
     source_weights: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=list)
     """Mix the sources: a number for each entry of `corpus.sources`, in order, which is its share of the tokens trained
-    on, e.g. [3, 1] for three quarters of the first; 0 leaves one out. Unset, each counts by its size."""
+    on, e.g. [3, 1] for three quarters of the first (of pairs roughly so); 0 leaves one out. Unset, each counts by
+    its size."""
     sequence_length: int = Field(default=128, ge=8)
     """Longest sequence in tokens, [CLS] and [SEP] included."""
     slot_tokens: int = Field(default=8_192, ge=8)

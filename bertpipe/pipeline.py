@@ -201,7 +201,8 @@ class Pipeline:
         if (self.root / own / artifact.RECIPE).is_file():
             return
         for other in sorted(self.root.glob(f"{name}-????????????{artifact.PARTIAL}")):
-            if other.name != own and (other / artifact.RECIPE).is_file():
+            begun = (other / artifact.RECIPE).is_file() and sum(1 for _ in other.iterdir()) > 2  # beside the lock
+            if other.name != own and begun:
                 changed = differing(artifact.read_recipe(other), self.recipe(name))
                 first = changed[0] if changed else "made by another version"
                 print(f"note: {other} is unfinished and not gone on with: {first}", flush=True)

@@ -3,7 +3,9 @@
 An epoch has about as many tokens as the sources together. Of those, a source has the share that its weight has of the
 weights' sum, so its text is visited v = share x (tokens of all) / (its own tokens) times an epoch: often, or in part.
 Document d is visited floor(u + (e + 1) v) - floor(u + e v) times in epoch e, where u in [0, 1) is a hash of (seed, d):
-over any n epochs floor(n v) or one more times, none left out for long, and nothing that depends on processes.
+over any n epochs floor(n v) or one more times, none left out for long, and nothing that depends on processes. The
+phases of a run draw anew. In pairs the shares are rough: a next sentence from elsewhere is drawn by document, whatever
+its source, and what is too long is cut.
 (Systematic sampling: Madow & Madow 1944, "On the theory of systematic sampling".)
 """
 
@@ -18,6 +20,8 @@ import numpy as np
 from bertpipe.data import keyed
 from bertpipe.data.shards import INDEX, TokenShards
 from bertpipe.errors import ArtifactError, ConfigError
+
+FEWEST, MOST = 1e-6, 1000  # visits of a document in an epoch
 
 
 class Share(NamedTuple):
@@ -54,7 +58,9 @@ class MixedShards(TokenShards):
         base = np.repeat(np.arange(self.num_shards), times)
         self._nth = np.arange(len(base)) - np.repeat(np.cumsum(times) - times, times)
         self._visits = visits[base]
-        self._places = self.first_token[:-1][base]
+        self.text_place = self.first_token[:-1][base]
+        counts = np.array([len(documents) - 1 for documents in self._documents])
+        self.num_documents = int(counts[times > 0].sum())
         sizes = np.diff(self.first_token)[base]
         for arrays in (self._tokens, self._documents, self._sentences):
             arrays[:] = [arrays[shard] for shard in base]
@@ -71,7 +77,7 @@ class MixedShards(TokenShards):
         visits, nth = self._visits[shard], self._nth[shard]
         if visits == np.floor(visits):
             return None
-        uniform = keyed.uniform(key, np.asarray(self.documents(shard))[:-1] + self._places[shard])
+        uniform = keyed.uniform(key, np.asarray(self.documents(shard))[:-1] + self.text_place[shard])
         return np.floor(uniform + (epoch + 1) * visits) - np.floor(uniform + epoch * visits) > nth
 
     def _mix(self) -> list[Share]:
@@ -92,8 +98,15 @@ class MixedShards(TokenShards):
             if weight and not count:
                 raise ConfigError(f"train.source_weights: {name} has weight {weight:g} and no text; give it weight 0")
         total = tokens[weights > 0].sum()
-        shares = weights / weights.sum()
+        shares = weights / weights.max() / (weights / weights.max()).sum()
         visits = np.round(shares * total / np.maximum(tokens, 1), 9)
+        for name, weight, times in zip(self.sources, weights, visits, strict=True):
+            if weight and not FEWEST <= times <= MOST:
+                wanted = "larger weight, or 0" if times < FEWEST else "smaller weight"
+                raise ConfigError(
+                    f"train.source_weights: an epoch would visit each document of {name} {times:g} times, "
+                    f"{FEWEST:g} to {MOST} are possible; give it a {wanted}"
+                )
         return [Share(*row) for row in zip(self.sources, tokens / tokens.sum(), shares, visits, strict=True)]
 
 
@@ -106,6 +119,7 @@ def describe(shards: TokenShards) -> list[str]:
     """A line for each source of a mixture."""
     mixture = shards.mixture if isinstance(shards, MixedShards) else []
     return [
-        f"{share.source}: {share.text:.1%} of the text, {share.epoch:.1%} of an epoch ({share.visits:.3g} visits)"
+        f"{share.source}: {share.text:.1%} of the text, by weight {share.epoch:.1%} of an epoch, which visits each of "
+        f"its documents {share.visits:.3g} times on average"
         for share in mixture
     ]

@@ -6,11 +6,12 @@ in that order; the segment that meets the end of a slot is cut there and goes on
 Nothing here depends on processes or workers, and memory is bounded by the window.
 
 One linear pass an epoch writes where each step starts, int64 [steps + 1, 3] (window, segment, token within it), to a
-plan file; it may be deleted and comes back the same. With it any step is found at once.
+plan file; it may be deleted or damaged and comes back the same. With it any step is found at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +21,7 @@ import numpy as np
 
 from bertpipe.data import keyed, npy
 from bertpipe.data.shards import TokenShards
-from bertpipe.errors import DataError
+from bertpipe.errors import DataError, StorageError
 
 SPECIALS = 2  # [CLS] and [SEP] around every sequence
 MIN_PIECE = 8  # a cut leaves at least so many tokens before it; a smaller room at a slot's end stays padding
@@ -168,12 +169,14 @@ class Order:
     def _load_plan(self, epoch: int) -> np.ndarray:
         name = f"phase-{self.phase}-epoch-{epoch:05d}.npy" if self.phase else f"epoch-{epoch:05d}.npy"
         path = self.plans / name if self.plans else None
-        if path is not None and path.is_file():
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+        plan = _read_plan(path) if path is not None else None
+        if plan is not None:
+            return plan
         plan = np.array(list(self._step_starts(epoch)), np.int64)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            npy.save(path, plan)
+            with contextlib.suppress(StorageError, OSError):  # a full disk; whoever needs the plan can make it
+                path.parent.mkdir(parents=True, exist_ok=True)
+                npy.save(path, plan, flush=True)
         return plan
 
     def _step_starts(self, epoch: int) -> Iterator[Cursor]:
@@ -250,6 +253,19 @@ class Order:
         order = keyed.permutation(keyed.key(self.seed, "segments", epoch, window, *self._phase_key), len(pieces.length))
         pieces = Pieces(pieces.shard[order], pieces.start[order], pieces.length[order])
         return Window(pieces, np.cumsum(pieces.length + SPECIALS))
+
+
+def _read_plan(path: Path) -> np.ndarray | None:
+    """int64 [steps + 1, 3]: memory map; None when it is not there or not whole."""
+    try:
+        plan = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if plan.dtype != np.int64 or plan.ndim != 2 or plan.shape[1] != 3 or len(plan) < 2 or plan[0].any():
+        return None
+    further = np.diff(plan, axis=0)
+    first = np.argmax(further != 0, axis=1)  # every step starts behind the one before
+    return plan if (np.take_along_axis(further, first[:, None], 1) > 0).all() else None
 
 
 def cut_documents(shards: TokenShards, shard: int, sequence_length: int, visited: np.ndarray | None = None) -> Pieces:

@@ -63,20 +63,20 @@ class PairOrder(Order):
                 windows[-1] = np.concatenate([windows[-1], group])
             else:
                 windows.append(group)
-        if self._documents(windows[-1], epoch) < 2:
-            if len(windows) == 1:
-                raise DataError(f"{self.shards.folder}: one document in epoch {epoch}; pairs need two at least")
+        if len(windows) > 1 and self._documents(windows[-1], epoch) < 2:
             last = windows.pop()
             windows[-1] = np.concatenate([windows[-1], last])
         return windows
 
     def _documents(self, group: np.ndarray, epoch: int) -> int:
-        return sum(
-            len(self.shards.documents(int(shard))) - 1
-            if (chosen := self._visited(int(shard), epoch)) is None
-            else int(chosen.sum())
-            for shard in group
-        )
+        """Different documents that an epoch visits in some shards: a later visit has none that the first has not."""
+        most: dict[int, int] = {}
+        for shard in map(int, group):
+            visited = self._visited(shard, epoch)
+            count = len(self.shards.documents(shard)) - 1 if visited is None else int(visited.sum())
+            text = int(self.shards.text_place[shard])
+            most[text] = max(count, most.get(text, 0))
+        return sum(most.values())
 
     def _build_window(self, epoch: int, window: int) -> Window:
         shards = self._windows(epoch)[window]
@@ -138,6 +138,8 @@ class Text:
     """int64 [N]: where each begins in its shard."""
     first_token: np.ndarray
     """int64 [N]: the place in the corpus of each shard's first token."""
+    names: np.ndarray
+    """int64 [D]: a number for each document, alike for two visits of one."""
 
     @staticmethod
     def read(shards: TokenShards, numbers: np.ndarray, longest: int, visited: Sequence[np.ndarray | None] = ()) -> Text:
@@ -145,17 +147,19 @@ class Text:
 
         `visited` says of which documents of each shard, bool [D]; None of all.
         """
-        of_sentences, of_documents, stretches = [], [], []  # lengths; and (shard, start, length)
+        of_sentences, of_documents, names, stretches = [], [], [], []  # lengths; and (shard, start, length)
         for number, chosen in zip(numbers, visited or [None] * len(numbers), strict=True):
             ends, edges = np.asarray(shards.sentences(int(number))), np.asarray(shards.documents(int(number)))
             sentences, documents = np.diff(ends), np.diff(edges)
+            first = edges[:-1]
             stretch = np.array([number]), edges[:1], edges[-1:]
             if chosen is not None:
                 sentences = sentences[chosen[np.searchsorted(edges, ends[:-1], side="right") - 1]]
-                documents = documents[chosen]
-                stretch = np.full(len(documents), number), edges[:-1][chosen], documents
+                documents, first = documents[chosen], first[chosen]
+                stretch = np.full(len(documents), number), first, documents
             of_sentences.append(sentences)
             of_documents.append(documents)
+            names.append(first + shards.text_place[number])
             stretches.append(stretch)
         of_shard, starts, sizes = (np.concatenate(parts) for parts in zip(*stretches, strict=True))
         sentences, documents = (np.cumsum(np.concatenate([[0], *x])) for x in (of_sentences, of_documents))
@@ -166,7 +170,8 @@ class Text:
         sentences = np.append(parts, sentences[-1])
         first_token = np.asarray(shards.first_token)[of_shard]
         bases = np.cumsum(sizes) - sizes
-        return Text(sentences, np.searchsorted(sentences, documents), of_shard, bases, starts, first_token)
+        first_sentence = np.searchsorted(sentences, documents)
+        return Text(sentences, first_sentence, of_shard, bases, starts, first_token, np.concatenate(names))
 
     def locate(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard, and place within it, of `tokens` [n]; int64 [n] each."""
@@ -235,18 +240,30 @@ class _Draw:
         ends = np.searchsorted(self.text.sentences, self.text.sentences[sentence] + tokens)
         return np.minimum(np.maximum(ends, sentence + 1), self.text.documents[document + 1])
 
+    def _other_document(self) -> np.ndarray:
+        """int64: another document for each; a second visit of the same one is passed over for the next."""
+        names = self.text.names
+        other = self._below("document", len(names) - 1)
+        other += other >= self.document
+        while (same := names[other] == names[self.document]).any():
+            other[same] = (other[same] + 1) % len(names)
+        return other
+
     def next_sentence(self) -> tuple[Pairs, np.ndarray]:
         """The pairs, and the sentence at which each document goes on."""
         sentences, documents = self.text.sentences, self.text.documents
-        random = self.one | (self._uniform("next") < 0.5)
-        other = self._below("document", len(documents) - 2)
-        other += other >= self.document
+        alone = (self.text.names == self.text.names[0]).all()  # of a mixture, an epoch may visit one document only
+        random = (self.one | (self._uniform("next") < 0.5)) & ~alone
+        other = self.document if alone else self._other_document()
         first = documents[other] + self._below("sentence", documents[other + 1] - documents[other])
         wanted = self.target - (sentences[self.cut] - self.start)
         start = np.where(random, first, self.cut)
         end = np.where(random, self._until(first, wanted, other), self.chunk_end)
         pairs = self._pairs(sentences[self.cut], sentences[start], sentences[end], random)
-        return pairs, np.where(random, self.cut, self.chunk_end)
+        following = np.where(random, self.cut, self.chunk_end)
+        if alone:  # and a chunk of one sentence has nothing to follow it
+            pairs = Pairs(*(x[~self.one] for x in (pairs.start, pairs.length, pairs.label)))
+        return pairs, following
 
     def sentence_order(self) -> tuple[Pairs, np.ndarray]:
         """The same; a single sentence is cut in two at a random token, and one of a single token left out."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -255,6 +256,7 @@ def _read_parquet(path: Path, file: IO[bytes], codec: Codec, config: CorpusConfi
             open_as = functools.partial(
                 pq.ParquetFile, file, buffer_size=CHUNK, pre_buffer=False, page_checksum_verification=True
             )
+            size = file.seek(0, os.SEEK_END)
             table = open_as()
             wrong = _wrong_column(table.schema_arrow, config.text_key)
             if not wrong:
@@ -268,9 +270,13 @@ def _read_parquet(path: Path, file: IO[bytes], codec: Codec, config: CorpusConfi
             return
         first = 0
         for group in range(table.num_row_groups):
-            rows = table.metadata.row_group(group).num_rows
-            yield from _read_row_group(path, table, group, first, rows, config)
-            first += rows
+            facts = table.metadata.row_group(group)  # of its columns pyarrow may abort on, where the file is damaged
+            if facts.total_byte_size > FREE_BYTES + MAX_RATIO * size:
+                what = f"{size} bytes that expand to {facts.total_byte_size}, more than {MAX_RATIO} times"
+                yield _lost(path, group, first, first + facts.num_rows, what)
+            else:
+                yield from _read_row_group(path, table, group, first, facts.num_rows, config)
+            first += facts.num_rows
 
 
 def _read_row_group(
@@ -280,26 +286,21 @@ def _read_row_group(
 
     row, wrong, key = first, "fewer rows than its metadata says", config.text_key
     try:
-        _refuse_bomb(table.metadata.row_group(group), key)
         for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=[key], use_threads=False):
             for value in batch.column(0):
                 item = _value(path, row, value, config)
                 row += 1
                 yield item
-    except (pa.ArrowException, OSError, ValueError, DamagedError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         wrong = _first_line(error)
-    lost = first + rows - row
-    if lost > 0:
-        place = f"{path}: row group {group}: rows {row} to {row + lost - 1}"
-        yield Bad(f"{place} can't be read ({wrong}); get the file again", lost)
+    if row < first + rows:
+        yield _lost(path, group, row, first + rows, wrong)
 
 
-def _refuse_bomb(group: Any, key: str) -> None:
-    """DamagedError for a row group whose column `key`, by its own metadata, expands as no text does."""
-    for column in map(group.column, range(group.num_columns)):
-        size, stored = column.total_uncompressed_size, column.total_compressed_size
-        if column.path_in_schema == key and size > FREE_BYTES + MAX_RATIO * stored:
-            raise DamagedError(f"{stored} bytes that expand to {size}, more than {MAX_RATIO} times")
+def _lost(path: Path, group: int, first: int, last: int, wrong: str) -> Bad:
+    """Rows `first` to `last` - 1."""
+    place = f"{path}: row group {group}: rows {first} to {last - 1}"
+    return Bad(f"{place} can't be read ({wrong}); get the file again", last - first)
 
 
 def _value(path: Path, row: int, value: pa.DictionaryScalar, config: CorpusConfig) -> Document | Bad:

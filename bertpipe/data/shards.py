@@ -67,6 +67,8 @@ class TokenShards:
         self.num_sentences = sum(sentences for _, _, sentences in shards)
         self.first_token = np.cumsum([0] + [tokens for tokens, _, _ in shards], dtype=np.int64)
         """int64 [num_shards + 1]: tokens of the split before each shard."""
+        self.text_place = self.first_token[:-1]
+        """int64 [num_shards]: says whose text a shard is, if several are of one."""
         self.sizes = np.diff(self.first_token)
         """int64 [num_shards]: tokens of each shard that an epoch visits, about."""
         self.continuations = np.array(_load(self.folder / "continuations.npy", np.dtype(bool), self.vocab_size))

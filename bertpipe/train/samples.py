@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import threading
@@ -19,7 +18,6 @@ from bertpipe.data.order import Order
 from bertpipe.data.pairs import PairOrder
 from bertpipe.data.phases import PhasedOrder
 from bertpipe.data.shards import TokenShards
-from bertpipe.errors import BertpipeError
 from bertpipe.model.objectives import Row
 from bertpipe.train.place import Place
 
@@ -65,8 +63,7 @@ class Epochs:
 
     def _make(self, steps: int) -> None:
         assert self._ahead is not None
-        with contextlib.suppress(BertpipeError, OSError):  # raised where the plan is needed
-            self._ahead.prepare(steps)
+        self._ahead.prepare(steps)
 
     def wait(self) -> None:
         """Until no plan is being made."""

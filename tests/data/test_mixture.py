@@ -37,7 +37,9 @@ def visits(order, plain, epoch):
     first = sum(order.steps_in(e) for e in range(epoch))
     counts = np.zeros(plain.num_tokens, np.int64)
     for step in range(first, first + order.steps_in(epoch)):
-        for p in order.slots(step):
+        slots = order.slots(step)
+        assert sum(len(p.length) for p in slots), "no step without text"
+        for p in slots:
             for shard, start, length in zip(p.shard, p.start, p.length, strict=True):
                 number = numbers[order.shards.tokens(int(shard)).filename]
                 counts[plain.first_token[number] + start :][:length] += 1
@@ -159,6 +161,63 @@ def test_weights_that_do_not_fit_are_refused(folder, weights, said):
         MixedShards(folder, "train", weights)
 
 
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ([1, 1e-12, 1], "each document of source 1 0 times.*give it a larger weight, or 0"),
+        ([1e-3, 1e4, 0], "each document of source 0 .*larger weight"),
+    ],
+)
+def test_weights_out_of_all_proportion_are_refused(folder, weights, said):
+    with pytest.raises(ConfigError, match=said):
+        MixedShards(folder, "train", weights)
+
+
+def test_the_largest_numbers_are_weights_too(folder):
+    mixture = MixedShards(folder, "train", [1e308, 1e308, 0]).mixture
+    assert [share.epoch for share in mixture] == [0.5, 0.5, 0]
+
+
+def test_a_source_that_would_come_thousands_of_times_is_refused(tmp_path):
+    folder = write_shards(tmp_path, [60] * 90 + [1], 10_000, sources=[0] * 90 + [1])
+    with pytest.raises(ConfigError, match=r"each document of source 1 2700\.5 times, .*smaller weight"):
+        MixedShards(folder, "train", [1, 1])
+
+
+def test_a_next_sentence_from_elsewhere_is_from_another_document(tmp_path):
+    """The one document of the second source is visited ten times an epoch, beside itself in every window."""
+    folder = write_shards(tmp_path, [30] * 60 + [600], 500, sources=[0] * 60 + [1])
+    mixed = MixedShards(folder, "train", [1, 3])
+    for window in (1, 1 << 28):
+        order, random = PairOrder("nsp", mixed, 3, 32, 128, 4, window_tokens=window), 0
+        for step in range(order.steps_in(0)):
+            for p in order.slots(step):
+                for pair in np.flatnonzero(p.labels):
+                    documents = set()
+                    for n in (2 * pair, 2 * pair + 1):
+                        edges = mixed.documents(int(p.shard[n]))
+                        inside = np.searchsorted(edges, p.start[n], side="right") - 1
+                        documents.add(int(mixed.text_place[p.shard[n]] + edges[inside]))
+                    assert len(documents) == 2
+                    random += 1
+        assert random > 20
+
+
+def test_an_epoch_of_one_document_has_the_pairs_that_it_has(tmp_path):
+    """Source 1 comes 1.5 times an epoch, source 0 in every other: then no sentence is from elsewhere."""
+    folder = write_shards(tmp_path, [300, 300], sources=[0, 1])
+    order = PairOrder("nsp", MixedShards(folder, "train", [1, 3]), 3, 32, 128, 4)
+    assert {order.locate(step)[0] for step in range(30)} >= set(range(5))
+    found = {}
+    for step in range(30):
+        for p in order.slots(step):
+            documents, labels = found.setdefault(order.locate(step)[0], (set(), set()))
+            documents |= set(order.shards.source[p.shard].tolist())
+            labels |= set(p.labels.tolist())
+    assert {(len(documents), *sorted(labels)) for documents, labels in found.values()} <= {(1, 0), (2, 0, 1), (2, 1)}
+    assert {len(documents) for documents, _ in found.values()} == {1, 2}
+
+
 def test_a_source_without_text_wants_no_weight(tmp_path):
     folder = write_shards(tmp_path, [30, 40], sources=[0, 2])
     with pytest.raises(ConfigError, match="source 1 has weight 2 and no text; give it weight 0"):
@@ -178,4 +237,9 @@ def test_shards_that_say_nothing_of_sources_are_refused(tmp_path):
 
 def test_the_figures_of_a_mixture_are_said(folder):
     lines = describe(MixedShards(folder, "train", (1, 1, 2)))
-    assert len(lines) == 3 and lines[2].startswith("source 2: ") and "50.0% of an epoch" in lines[2]
+    assert (
+        len(lines) == 3
+        and lines[2].startswith("source 2: ")
+        and "50.0% of an epoch" in lines[2]
+        and "times on average" in lines[2]
+    )

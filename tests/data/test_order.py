@@ -105,6 +105,32 @@ def test_a_plan_file_can_be_deleted_and_comes_back_the_same(shards, tmp_path):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == written
 
 
+@pytest.mark.parametrize("damage", ["cut", "zeros", "order", "type", "empty"])
+def test_a_damaged_plan_is_made_again(shards, tmp_path, damage):
+    """As a power cut may leave it."""
+    order = make(shards, plans=tmp_path / "plans")
+    order.prepare(1)
+    (path,) = (tmp_path / "plans").iterdir()
+    whole = path.read_bytes()
+    rows = np.load(path)
+    if damage in ("cut", "empty"):
+        path.write_bytes(whole[:100] if damage == "cut" else b"")
+    elif damage == "zeros":
+        path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+    else:
+        np.save(path, rows[::-1] if damage == "order" else rows.astype(np.float64))
+    again = make(shards, plans=tmp_path / "plans")
+    assert np.array_equal(again.slots(5)[0].start, order.slots(5)[0].start)
+    assert path.read_bytes() == whole
+
+
+def test_a_plan_that_cannot_be_written_is_kept_in_memory(shards, tmp_path):
+    (tmp_path / "plans").write_text("no folder")
+    order = make(shards, plans=tmp_path / "plans")
+    order.prepare(1)
+    assert np.array_equal(order.slots(5)[0].start, make(shards).slots(5)[0].start)
+
+
 def test_any_step_is_found_without_the_steps_before(shards, tmp_path):
     reference = make(shards)
     steps = reference.steps_in(0) + 5

@@ -26,7 +26,7 @@ def text_of(documents):
     bounds = np.cumsum([0, *lengths])
     ends = np.cumsum([0, *map(len, documents)])
     zero = np.zeros(1, np.int64)
-    return Text(bounds, ends, zero, zero, zero, zero)
+    return Text(bounds, ends, zero, zero, zero, zero, bounds[ends[:-1]])
 
 
 def write(folder, documents, shard_tokens=1000):

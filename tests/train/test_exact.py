@@ -109,6 +109,10 @@ def test_mixed_sources_resume_on_any_number_of_processes_to_the_bit(shards, tmp_
     mixture = json.loads((run / "manifest.json").read_text())["counts"]["mixture"]
     assert [share["epoch"] for share in mixture] == [0.25, 0.75] and mixture[1]["visits"] > 4
     same(elastic(made, tmp_path / "elastic", "exact", 2, 4), run)
+    again = ("--runtime.root", tmp_path / "whole", "--train.reduction", "exact", "--optim.name", "muon", "--step", "29")
+    replayed = bertpipe("replay", "--config", made / "tiny.yaml", *again).stdout
+    line = next(x for x in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if x["step"] == 29)
+    assert f"the step: loss {line['loss']!r}, gradient norm {line['grad_norm']!r}" in replayed
 
     for weights, said in (("[1]", "1 weights for the 2 entries of corpus.sources"), ("[0, 0]", "all are 0")):
         refused = bertpipe("pretrain", "--config", made / "tiny.yaml", "--train.source_weights", weights, check=False)
