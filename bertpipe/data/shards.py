@@ -1,6 +1,6 @@
 """The token-shard format, writer and reader, and the stage that fills it: documents -> memory-mapped token ids.
 
-    shards.json                             vocabulary, special ids, what lies in each shard
+    shards.json                             vocabulary, special ids, sources, what lies in each shard
     continuations.npy                       bool [V]: the piece goes on with a word ("##...")
     {train,holdout}/unigrams.npy            int64 [V]: how often each token occurs in the split
     {train,holdout}/tokens-00000.npy        uint16 [T], or uint32 when V > 65,535: ids, no [CLS] or [SEP]
@@ -57,10 +57,12 @@ class TokenShards:
             self.special_ids: dict[str, int] = dict(index["special_ids"])
             self.all_special_ids: list[int] = list(index["all_special_ids"])
             self.dtype = np.dtype(index["dtype"])
-            self.sources: list[str] = list(index.get("sources", []))
-            self.source = np.array([int(s.get("source", 0)) for s in entry["shards"]], np.int64)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{self.folder / INDEX}: malformed ({error!r}); rerun `bertpipe shards`") from None
+        self.sources: list[str] = index.get("sources", [])
+        """The entries of `corpus.sources`, in order; none in an artifact that was made before they were recorded."""
+        self.source = np.array([shard.get("source", 0) for shard in entry["shards"]], np.int64)
+        """int64 [num_shards]: which of them each shard is from."""
         self.num_shards = len(shards)
         self.num_tokens = sum(tokens for tokens, _, _ in shards)
         self.num_documents = sum(documents for _, documents, _ in shards)

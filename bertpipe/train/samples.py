@@ -57,13 +57,9 @@ class Epochs:
         if self._ahead is not None and epoch != self._epoch and idle:
             self._epoch = epoch
             if (following := self.order.next_epoch(step)) < self.steps:
-                self._thread = threading.Thread(target=self._make, args=(following + 1,), name="plans", daemon=True)
+                self._thread = threading.Thread(target=self._ahead.prepare, args=(following + 1,), daemon=True)
                 self._thread.start()
         return epoch
-
-    def _make(self, steps: int) -> None:
-        assert self._ahead is not None
-        self._ahead.prepare(steps)
 
     def wait(self) -> None:
         """Until no plan is being made."""
