@@ -1,6 +1,6 @@
 """How long does it take to the first batch anywhere in ten billion tokens, with the plan file there?
 
-    python benchmarks/plan_start.py [--tokens N] [--starts N]
+    python benchmarks/plan_start.py [--tokens N] [--starts N] [--out FOLDER]
 
 Makes shards of so many tokens in a temporary folder, documents of 500 tokens (offsets 0.3 GB; the token files are
 sparse and take no room), and a plan whose rows point to evenly spaced segments of the real windows, as the pass that
@@ -86,6 +86,7 @@ def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reader.add_argument("--tokens", type=int, default=10_000_000_000)
     reader.add_argument("--starts", type=int, default=10)
+    reader.add_argument("--out", type=Path, help="folder for the JSON (default: results/)")
     options = reader.parse_args()
     before = machine()
     with tempfile.TemporaryDirectory() as name:
@@ -101,7 +102,8 @@ def main() -> None:
     print(f"{options.tokens:,} tokens, {steps:,} steps, windows of {WINDOW_TOKENS:,}; seconds of {len(runs)} starts")
     for what, row in seconds.items():
         print(f"{what:<12} median {row['median']:.3f}  min {row['min']:.3f}  max {row['max']:.3f}")
-    write_result("plan_start", before, {"tokens": options.tokens, "steps": steps, "seconds": seconds, **SETTINGS})
+    facts = {"tokens": options.tokens, "steps": steps, "seconds": seconds, **SETTINGS}
+    write_result("plan_start", before, facts, options.out)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bertpipe.data.shards import TokenShards
+from tests import torture
 from tests.runs import bertpipe, only, prepare
 
 ROOT = Path(__file__).parents[1]
@@ -117,3 +118,13 @@ def test_checkpoint_cost_compares_windows_with_and_without_a_save(tmp_path):
     assert result["share_every_5_minutes"] == pytest.approx(sum(costs) / 2 / 300, abs=1e-6)
     assert result["bytes"] > 3 * 4 * 500_000, "weights and two moments"
     assert f"{result['bytes']:,} bytes a checkpoint" in printed
+
+
+def test_plan_start_gives_a_step_drawn_at_random_and_torture_can_read_it(tmp_path):
+    result, printed = run("plan_start.py", tmp_path, "--tokens 3000000 --starts 2")
+    assert result["steps"] == 3_000_000 // 32_768 and "3,000,000 tokens" in printed
+    seconds = result["seconds"]
+    assert 0 < seconds["first_step"]["median"] < seconds["all"]["median"]
+    figures = {"plan_start": seconds, "checkpoint_cost": 0.004, "processes_speed": 0.1}
+    table = torture.rows({"speed": figures})
+    assert [seen for _, _, seen in table] == [f"{seconds['all']['median']:.2f} s", "0.40%", "+10.0%"]

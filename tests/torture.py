@@ -150,7 +150,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         total, worst = sum(s["stopped"] for s in stops.values()), max(s["most_lost"] for s in stops.values())
         lines.append(("SIGTERM to one rank, 6 phases", "60 of 60, at most 1 step lost", f"{total}, {worst} steps lost"))
     if figures := found.get("speed"):
-        start = figures["plan_start"]["median"]
+        start = figures["plan_start"]["all"]["median"]
         lines.append(("start to first step in a 10-billion-token plan", "1 s", f"{start:.2f} s"))
         share = figures["checkpoint_cost"]
         lines.append(("lost to a checkpoint each 5 minutes, BERT-base", "at most 0.5 %", f"{share:.2%}"))
