@@ -145,3 +145,18 @@ def terminate_corpus(rank: int) -> None:
         inner(*args)
 
     corpus.run = run
+
+
+def terminate_finetune(rank: int) -> None:
+    """SIGTERM to one process while the examples of a task are made."""
+    if not _chosen(rank):
+        return
+    from bertpipe.downstream import finetune
+
+    inner = finetune.prepare
+
+    def prepare(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return inner(*args)
+
+    finetune.prepare = prepare

@@ -69,8 +69,12 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     check(cfg)
     place = Place(cfg.runtime, settings.precision)
     place.share(settings.slots_per_step, "finetune.slots_per_step")
-    model = settings.model or str(inputs["pretrain"] / "model")
-    table: dict[str, Any] = {}
+    with place.together():
+        _run(cfg, names, settings.model or str(inputs["pretrain"] / "model"), out, counts, place)
+
+
+def _run(cfg: Config, names: list[str], model: str, out: Path, counts: dict[str, Any], place: Place) -> None:
+    settings, table = cfg.finetune, {}
     for name in names:
         folder = out / name
         if not (folder / "scores.json").is_file():

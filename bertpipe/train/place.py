@@ -19,7 +19,7 @@ from torch import nn
 from bertpipe.config import RuntimeConfig
 from bertpipe.errors import ConfigError
 from bertpipe.train.peers import Peers
-from bertpipe.train.signals import Stop, Stopped
+from bertpipe.train.signals import Stop, Stopped, catching
 
 
 class Place:
@@ -74,6 +74,13 @@ class Place:
     def watched(self) -> contextlib.AbstractContextManager[Any]:
         """Around work that waits for other processes: a RunError names the one that is lost."""
         return contextlib.nullcontext() if self.peers is None else self.peers.watched()
+
+    def together(self) -> contextlib.AbstractContextManager[Any]:
+        """Around all work: with several processes a signal is noted, and all of them stop at the next step or check.
+
+        One that ended by itself the others would wait for in vain.
+        """
+        return catching(self.stop) if self.world > 1 else contextlib.nullcontext()
 
     def check_stop(self) -> None:
         """Stopped, on all processes, if any of them was asked to stop; all of them call it."""

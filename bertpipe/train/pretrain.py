@@ -11,7 +11,6 @@ pretrain-<fingerprint>/
 
 from __future__ import annotations
 
-import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from bertpipe.train.optim import Optimizer, Recipe, check_names, check_schedule
 from bertpipe.train.place import Place
 from bertpipe.train.profile import Trace
 from bertpipe.train.samples import Epochs, open_source
-from bertpipe.train.signals import catching
 from bertpipe.train.trackers import Background, Wandb
 from bertpipe.train.tracking import Record
 
@@ -48,8 +46,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     run_id = identify(cfg, inputs)  # before a budget is turned into steps
     place = Place(cfg.runtime, cfg.train.precision)
     place.share(*phases.smallest_step(cfg.train))
-    # One of several processes may not end by itself, the others would wait for it: they agree in the first step.
-    with catching(place.stop) if place.world > 1 else contextlib.nullcontext():
+    with place.together():
         _run(cfg, inputs, out, counts, place, run_id, started)
 
 

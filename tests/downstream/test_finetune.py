@@ -19,7 +19,9 @@ from bertpipe.downstream import finetune
 from bertpipe.model import encoders, kernels
 from bertpipe.model.objectives import SequenceLabel
 from bertpipe.train.place import Place
+from tests import faults
 from tests.downstream.conftest import TEXT, write_tokenizer
+from tests.launch import launch
 from tests.runs import only
 
 ROOT = Path(__file__).parents[2]
@@ -97,3 +99,14 @@ def test_two_processes_share_the_scoring_and_predict_as_one(start, tmp_path, mon
         assert [line["id"] for line in lines] == list(ids)
         assert [line["logits"] for line in lines] == [[round(float(x), 5) for x in row] for row in logits]
         assert len({tuple(line["logits"]) for line in lines}) > SIZES[split] // 2, "examples differ"
+
+
+def test_a_signal_to_one_process_before_the_first_step_stops_both_and_a_rerun_finishes(start, tmp_path):
+    command = ["finetune", "--finetune.tasks", "sst2", "--finetune.data", start / "glue", "--finetune.model"]
+    command += [start / "model", "--finetune.seeds", "1", "--finetune.epochs", "1", "--finetune.slots_per_step", "2"]
+    command += ["--runtime.root", tmp_path / "runs", "--runtime.progress", "false", "--finetune.precision", "fp32"]
+    started = launch(2, *command, hook=faults.terminate_finetune)
+    assert started.wait() == [130, 130], started.text()
+    assert "interrupted" in started.text()
+    launch(2, *command).done()
+    assert (only(tmp_path / "runs", "finetune") / "scores.json").is_file()
