@@ -228,7 +228,8 @@ class FinetuneConfig(Section):
     """Fine-tuning and scoring."""
 
     tasks: str | list[str] = "docs"
-    """Rows of the task table: cola, sst2, mrpc, stsb, rte, docs."""
+    """Rows of the task table: cola, sst2, mrpc, qqp, stsb, qnli, rte, wnli, docs; or all: whatever of GLUE `data`
+    holds."""
     data: str | None = None
     """Folder laid out <task>/{train,validation,test}.parquet; unset loads nyu-mll/glue from the Hub."""
     model: str | None = None

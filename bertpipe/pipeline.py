@@ -67,7 +67,8 @@ def _pretrain_raw(cfg: Config, cache: Path) -> dict[str, Any]:
 def _finetune_raw(cfg: Config, cache: Path) -> dict[str, Any]:
     from bertpipe.downstream import tasks
 
-    data = tasks.identify(listed(cfg.finetune.tasks), cfg.finetune.data, cache)
+    names = tasks.chosen(cfg.finetune.tasks, cfg.finetune.data)
+    data = tasks.identify(names, cfg.finetune.data, cache)
     return {"data": data} | ({"model": identify_model(cfg.finetune.model, cache)} if cfg.finetune.model else {})
 
 

@@ -65,8 +65,8 @@ class Job:
 def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any]) -> None:
     """Fine-tune and score; every process calls it, the main one writes into `out`."""
     settings = cfg.finetune
-    names = listed(settings.tasks)
     check(cfg)
+    names = tasks.chosen(settings.tasks, settings.data)
     place = Place(cfg.runtime, settings.precision)
     place.share(settings.slots_per_step, "finetune.slots_per_step")
     with place.together():
@@ -97,7 +97,7 @@ def _run(cfg: Config, names: list[str], model: str, out: Path, counts: dict[str,
 def check(cfg: Config) -> None:
     """ConfigError for unknown tasks or baselines, or no seeds; before anything is loaded."""
     settings = cfg.finetune
-    for name in listed(settings.tasks):
+    for name in tasks.chosen(settings.tasks, settings.data):
         tasks.get(name)
     if not settings.seeds or (isinstance(settings.seeds, list) and len(set(settings.seeds)) < len(settings.seeds)):
         raise ConfigError(f"finetune.seeds: {settings.seeds} must be at least one seed, each once")

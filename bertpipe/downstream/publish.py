@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bertpipe.artifact import PARTIAL, discard
-from bertpipe.config import Config, listed
-from bertpipe.downstream import card
+from bertpipe.config import Config
+from bertpipe.downstream import card, tasks
 from bertpipe.downstream.facts import gather
 from bertpipe.errors import ArtifactError, ConfigError
 
@@ -55,9 +55,9 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict) -> None:
 def check(cfg: Config) -> None:
     """ConfigError for a name the Hub would refuse or a task that isn't fine-tuned; before anything is made."""
     check_repo(cfg.publish.repo)
-    task, tasks = cfg.publish.task, listed(cfg.finetune.tasks)
-    if task and task not in tasks:
-        raise ConfigError(f"publish.task: {task!r} is not among finetune.tasks: {', '.join(tasks) or 'none'}")
+    task, names = cfg.publish.task, tasks.chosen(cfg.finetune.tasks, cfg.finetune.data)
+    if task and task not in names:
+        raise ConfigError(f"publish.task: {task!r} is not among finetune.tasks: {', '.join(names) or 'none'}")
 
 
 def check_repo(repo: str) -> None:

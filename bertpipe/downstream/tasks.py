@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bertpipe.artifact import identify_files
+from bertpipe.config import listed
 from bertpipe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 HUB = "nyu-mll/glue"
 SPLITS = ("train", "validation", "test")
+ALL = "all"
 UNLABELLED = -1
 """GLUE's code for a label that is kept secret: every label of a test split."""
 
@@ -75,6 +77,22 @@ def get(name: str) -> Task:
     if name not in TASKS:
         raise ConfigError(f"finetune.tasks: no task called {name!r}; choose from {', '.join(TASKS)}")
     return TASKS[name]
+
+
+def chosen(names: str | list[str], data: str | None) -> list[str]:
+    """The tasks that `finetune.tasks` names: the entries themselves, or with `all` those that can be had.
+
+    Of a folder, those that it holds; of the Hub, those of GLUE. Raises DataError for a folder that holds none.
+    """
+    entries = listed(names)
+    if ALL not in entries:
+        return entries
+    if len(entries) > 1:
+        raise ConfigError(f"finetune.tasks: {ALL!r} stands alone, got {', '.join(entries)}")
+    found = available(data) if data is not None else [name for name, task in TASKS.items() if task.source == "glue"]
+    if not found:
+        raise DataError(f"{data}: no task there; finetune.data needs <task>/{{train,validation,test}}.parquet")
+    return found
 
 
 def available(data: str) -> list[str]:
@@ -327,8 +345,14 @@ TASKS: dict[str, Task] = {
         Task("sst2", "classification", _ONE, "label", ("negative", "positive"), "accuracy", "accuracy", "glue"),
         Task("mrpc", "classification", _PAIR, "label", ("not_equivalent", "equivalent"),
              "accuracy_and_f1", "f1", "glue"),
+        Task("qqp", "classification", ("question1", "question2"), "label", ("not_duplicate", "duplicate"),
+             "accuracy_and_f1", "f1", "glue"),
         Task("stsb", "regression", _PAIR, "label", None, "pearson_and_spearman", "spearman", "glue"),
+        Task("qnli", "classification", ("question", "sentence"), "label", ("entailment", "not_entailment"),
+             "accuracy", "accuracy", "glue"),
         Task("rte", "classification", _PAIR, "label", ("entailment", "not_entailment"), "accuracy", "accuracy", "glue"),
+        Task("wnli", "classification", _PAIR, "label", ("not_entailment", "entailment"),
+             "accuracy", "accuracy", "glue"),
         Task("docs", "classification", ("text",), "label", (), "accuracy_and_macro_f1", "accuracy", "docs"),
     )
 }  # fmt: skip
