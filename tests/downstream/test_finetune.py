@@ -102,11 +102,11 @@ def test_two_processes_share_the_scoring_and_predict_as_one(start, tmp_path, mon
 
 
 def test_a_signal_to_one_process_before_the_first_step_stops_both_and_a_rerun_finishes(start, tmp_path):
-    command = ["finetune", "--finetune.tasks", "sst2", "--finetune.data", start / "glue", "--finetune.model"]
+    command = ["finetune", "--finetune.tasks", "all", "--finetune.data", start / "glue", "--finetune.model"]
     command += [start / "model", "--finetune.seeds", "1", "--finetune.epochs", "1", "--finetune.slots_per_step", "2"]
     command += ["--runtime.root", tmp_path / "runs", "--runtime.progress", "false", "--finetune.precision", "fp32"]
     started = launch(2, *command, hook=faults.terminate_finetune)
     assert started.wait() == [130, 130], started.text()
     assert "interrupted" in started.text()
     launch(2, *command).done()
-    assert (only(tmp_path / "runs", "finetune") / "scores.json").is_file()
+    assert list(json.loads((only(tmp_path / "runs", "finetune") / "scores.json").read_text())["tasks"]) == ["sst2"]
