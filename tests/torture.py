@@ -89,8 +89,9 @@ def long_tests(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Everything marked `torture`: crash points, power cuts, flipped bits, fuzzing, the order's state machine."""
     _new(work)
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "torture", f"--junitxml={work / 'tests.xml'}"]
+    command += ["-k", options.only] if options.only else []
     code = subprocess.call(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    found: dict[str, Any] = {"exit_code": code, "tests": {}}
+    found: dict[str, Any] = {"exit_code": code, "tests": options.before.get("tests", {}) if options.only else {}}
     for case in ElementTree.parse(work / "tests.xml").iter("testcase"):
         properties = {p.get("name"): p.get("value") for p in case.iter("property")}
         passed = not [child for child in case if child.tag in ("failure", "error", "skipped")]
@@ -167,10 +168,11 @@ def write_page(path: Path) -> str:
     facts = json.loads(path.read_text())
     table = [("", "target", "seen"), ("---",) * 3, *rows(facts["parts"])]
     text = "\n".join("| " + " | ".join(row) + " |" for row in table)
+    parts = "; ".join(f"{name} on {m['date']} with {m['cores']} core(s)" for name, m in facts["measured"].items())
     page = f"""# Reliability
 
-What `make torture` saw on {facts["date"]} ({facts["processor"]}, {facts["cores"]} cores, torch
-{facts["environment"]["torch"]}, gloo on CPU). Runs: {SETTING}.
+What `make torture` saw ({facts["processor"]}, {facts["cores"]} cores, torch {facts["environment"]["torch"]}, gloo on
+CPU). Runs: {SETTING}. Measured: {parts}.
 Figures: `benchmarks/results/{path.name}`.
 
 {text}
@@ -187,6 +189,7 @@ def main() -> None:
     reader.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; none: all")
     reader.add_argument("--kills", type=int, default=50, help="in each world, and again in drawn ones")
     reader.add_argument("--signals", type=int, default=10, help="in each phase")
+    reader.add_argument("--only", metavar="EXPR", help="of the long tests, those that pytest's -k chooses")
     reader.add_argument("--repeats", type=int, default=20, help="of the short tier's reliability tests")
     options = reader.parse_args()
     unknown = sorted(set(options.parts) - set(PARTS))
@@ -194,6 +197,12 @@ def main() -> None:
         reader.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     today = datetime.date.today().isoformat()
     path = ROOT / "benchmarks" / "results" / f"torture-{today}.json"
+    facts: dict[str, Any] = {"parts": {}, "measured": {}}
+    for earlier in sorted(path.parent.glob("torture-*.json"))[-1:]:  # parts that are not run keep what they saw
+        facts = json.loads(earlier.read_text())
+        for measured in facts["measured"].values():
+            measured.update({"date": facts["date"], "cores": facts["cores"]} | measured)
+        earlier.rename(path)
     cpu = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
@@ -201,12 +210,18 @@ def main() -> None:
         print(f"{name}: {(PARTS[name].__doc__ or '').splitlines()[0]}", flush=True)
         with tempfile.TemporaryDirectory(prefix="torture-") as folder:
             load, started = os.getloadavg(), time.monotonic()
+            options.before = facts["parts"].get(name, {})
             outcome = PARTS[name](options, Path(folder) / name)
-        facts = json.loads(path.read_text()) if path.is_file() else {"parts": {}, "measured": {}}
         facts |= {"date": today, "processor": cpu[0] if cpu else "unknown processor"}
-        facts |= {"cores": len(os.sched_getaffinity(0)), "environment": environment()}
+        facts |= {"cores": os.cpu_count(), "environment": environment()}
         facts["parts"][name] = outcome
-        facts["measured"][name] = {"load_before": load, "seconds": round(time.monotonic() - started, 1)}
+        cores = len(os.sched_getaffinity(0))
+        facts["measured"][name] = {
+            "date": today,
+            "cores": cores,
+            "load_before": load,
+            "seconds": round(time.monotonic() - started, 1),
+        }
         write_json(path, facts)
     print(write_page(path))
     failed = [t for t in facts["parts"].get("long_tests", {}).get("tests", {}).values() if not t["passed"]]

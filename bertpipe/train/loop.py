@@ -132,12 +132,11 @@ class _Run:
         of, slots = _next(step, batches)
         slots = [slot.to(place.device) for slot in slots]
         waited = time.monotonic() - waiting
-        measured = [*_measure(objective, slots), float(place.stop.asked), float(of)]
-        *counts, tokens, room, sequences, stopping, steps = place.sum(measured)
+        *counts, tokens, room, sequences, steps = place.sum([*_measure(objective, slots), float(of)])
         if steps != step * place.world:
             raise RunError(f"step {step + 1}: the processes are not at the same step's batch; run the command again")
         lr = self.optimizer.set_lr(step)
-        sums = _backward(self.reduction, slots, self.settings, place, step, counts)
+        sums, stopping = _backward(self.reduction, slots, self.settings, place, step, counts)
         norm = self.optimizer.clip()
         figures = means(objective.parts, sums.sum(0).tolist(), counts)
         skipped = self.guard.judge(step + 1, figures["loss"], norm, sums[:, : len(counts)].sum(1).tolist())
@@ -153,7 +152,7 @@ class _Run:
         line |= {"sequences": int(sequences), "fill": tokens / room}
         self.record.write("metrics", line if skipped is None else line | {"skipped": skipped})
         self.bar.update(step + 1, line, self.speed)
-        return bool(stopping)
+        return stopping
 
     def assess(self, step: int) -> None:
         """Evaluate after `step` steps; stopped in its midst, leave a checkpoint that knows what is due."""
@@ -218,8 +217,11 @@ def _backward(
     place: Place,
     step: int,
     counts: list[float],
-) -> torch.Tensor:
-    """Gradients of the step, in place; returns every slot's sums of K losses, then K correct, float64 [slots, 2 K]."""
+) -> tuple[torch.Tensor, bool]:
+    """Gradients of the step, in place.
+
+    Returns every slot's sums of K losses, then K correct, float64 [slots, 2 K], and whether one was asked to stop.
+    """
     sums = torch.zeros(place.world * len(slots), 2 * len(counts), dtype=torch.float64, device=place.device)
     weights = torch.tensor([reduction.scale / max(1.0, count) for count in counts], device=place.device)
     for number, slot in enumerate(slots):
@@ -237,7 +239,9 @@ def _backward(
         sums[position] = torch.stack([out["loss"].detach(), out["correct"]]).double().flatten()
     reduction.finish(len(slots))
     # the other processes' rows are zeros here, so adding them up is exact
-    return torch.tensor(place.sum(sums), dtype=torch.float64)
+    asked = sums.new_tensor([place.stop.asked])
+    *total, stopping = place.sum(torch.cat([sums.flatten(), asked]))
+    return torch.tensor(total, dtype=torch.float64).view_as(sums), stopping > 0
 
 
 def means(parts: tuple[str, ...], sums: list[float], counts: list[float]) -> dict[str, float]:

@@ -79,7 +79,8 @@ def replay(cfg: Config, inputs: dict[str, Path], run: Path, step: int, out: Path
     for number, slot in enumerate(slots):
         loss, norm = _measure(objective, slot, keyed.key(cfg.train.seed, "dropout", step - 1, number), counts)
         yield f"slot {number}: loss {loss:.6g}, its part of the gradient has norm {norm:.6g}"
-    sums = loop._backward(REDUCTIONS[cfg.train.reduction](objective, place), slots, settings, place, step - 1, counts)
+    reduction = REDUCTIONS[cfg.train.reduction](objective, place)
+    sums, _ = loop._backward(reduction, slots, settings, place, step - 1, counts)
     figures = loop.means(objective.parts, sums.sum(0).tolist(), counts)
     yield f"the step: loss {figures['loss']!r}, gradient norm {optimizer.clip()!r}"
     _write(slots, tokenizer, out)

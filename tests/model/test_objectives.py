@@ -61,7 +61,7 @@ def test_loss_and_gradients_are_the_stock_class_s_on_one_padded_batch(kind, obje
     for share in (1, 2, 4):  # slots that one process has
         model.zero_grad()
         sums = sum(
-            loop._backward(Fast(module, here), slots[first : first + share], settings, here, 0, counts).sum(0)
+            loop._backward(Fast(module, here), slots[first : first + share], settings, here, 0, counts)[0].sum(0)
             for first in range(0, 4, share)
         )
         found = loop.means(objective.parts, sums.tolist(), counts)
