@@ -335,12 +335,8 @@ def list_units(corpus: Path, split: str, results: Path) -> list[Unit]:
     parts = list_parts(corpus, split)
     counts = [row.get("parts", {}).get(split, 0) for row in list_sources(corpus).values()]
     if sum(counts) != len(parts):
-        raise ArtifactError(
-            f"{corpus}: its ledger has {sum(counts)} {split} parts, there are {len(parts)}; delete the folder and run "
-            "`bertpipe corpus`"
-        )
-    sources = np.repeat(np.arange(len(counts)), counts)
-    for source, part in zip(sources.tolist(), parts, strict=True):
+        raise ArtifactError(f"{corpus}: not the {split} parts that its ledger counts; delete it, run `bertpipe corpus`")
+    for source, part in zip(np.repeat(np.arange(len(counts)), counts).tolist(), parts, strict=True):
         try:
             num_groups = pq.read_metadata(part).num_row_groups
         except (pa.ArrowException, OSError) as error:

@@ -72,7 +72,7 @@ def test_too_long_texts_are_not_warned_about(tokenizer, caplog):
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize("name", [name for name, task in tasks.TASKS.items() if task.source == "glue"])
+@pytest.mark.parametrize("name", ["cola", "sst2", "mrpc", "stsb", "rte"])
 @pytest.mark.parametrize("max_length", [16, 128])
 def test_real_data(name, max_length, real_data):
     tokenizer = BertTokenizer(str(real_data / "vocab" / "bert-base-uncased-vocab.txt"))
