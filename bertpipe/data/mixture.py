@@ -98,7 +98,8 @@ class MixedShards(TokenShards):
             if weight and not count:
                 raise ConfigError(f"train.source_weights: {name} has weight {weight:g} and no text; give it weight 0")
         total = tokens[weights > 0].sum()
-        shares = weights / weights.max() / (weights / weights.max()).sum()
+        relative = weights / weights.max()  # whose sum is finite
+        shares = relative / relative.sum()
         visits = np.round(shares * total / np.maximum(tokens, 1), 9)
         for name, weight, times in zip(self.sources, weights, visits, strict=True):
             if weight and not FEWEST <= times <= MOST:
