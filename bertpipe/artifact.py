@@ -299,6 +299,24 @@ def discard(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def clear(scratch: Path) -> None:
+    """Empty a scratch folder that this process holds."""
+    for path in scratch.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def identify_model(name: str, cache: Path | None) -> Any:
+    """Content identity of a checkpoint folder; a Hub id stands for itself."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    kinds = (".json", ".safetensors", ".txt", ".model")
+    return identify_files(sorted(path for path in folder.iterdir() if path.suffix in kinds), cache)
+
+
 def environment() -> dict[str, str]:
     """Versions of what results depend on, as recorded in every manifest."""
     names = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "pyarrow", "sentencex")

@@ -60,7 +60,7 @@ def _pretrain_raw(cfg: Config, cache: Path) -> dict[str, Any]:
         except ArtifactError as error:
             raise ConfigError(f"train.extend_from: {error}") from None
     if cfg.model.init:
-        return {"init": identify_model(cfg.model.init, cache)} | extends
+        return {"init": artifact.identify_model(cfg.model.init, cache)} | extends
     return {"preset": read_preset(cfg.model.preset)} | extends
 
 
@@ -69,17 +69,8 @@ def _finetune_raw(cfg: Config, cache: Path) -> dict[str, Any]:
 
     names = tasks.chosen(cfg.finetune.tasks, cfg.finetune.data)
     data = tasks.identify(names, cfg.finetune.data, cache)
-    return {"data": data} | ({"model": identify_model(cfg.finetune.model, cache)} if cfg.finetune.model else {})
-
-
-def identify_model(name: str, cache: Path) -> Any:
-    """Content identity of a checkpoint folder; a Hub id stands for itself."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return name
-    return artifact.identify_files(
-        sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".txt", ".model")), cache
-    )
+    model = cfg.finetune.model
+    return {"data": data} | ({"model": artifact.identify_model(model, cache)} if model else {})
 
 
 def _everything_made(cfg: Config) -> tuple[str, ...]:

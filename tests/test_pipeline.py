@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertpipe.config import Config
-from bertpipe.downstream import finetune
+from bertpipe.downstream import training
 from tests.runs import bertpipe, losses, only, prepare, sentence
 
 STAGES = ("corpus", "tokenizer", "shards", "pretrain", "finetune", "report", "publish")
@@ -365,7 +365,7 @@ def test_random_weights_are_fp32_whatever_the_checkpoint_says(made, tmp_path):
     settings = json.loads((copied / "config.json").read_text()) | {"dtype": "float16"}
     (copied / "config.json").write_text(json.dumps(settings))
     cfg = Config(finetune={"tasks": "sst2", "data": str(folder / "glue"), "max_length": 32})
-    job = finetune.prepare("sst2", cfg.finetune, str(copied))
+    job = training.prepare("sst2", cfg.finetune, str(copied))
     for init in ("model", "scratch"):
-        model = finetune.build(job, cfg.finetune, init, seed=1)
+        model = training.build(job, cfg.finetune, init, seed=1)
         assert {p.dtype for p in model.parameters()} == {torch.float32}

@@ -190,14 +190,28 @@ def _read(shards: TokenShards, pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Examples:
-    """Tokenized examples of a task, special tokens included."""
+    """Tokenized examples of a task, special tokens included. Each is one sequence, or `choices` of them in a row."""
 
     input_ids: list[np.ndarray]
-    """N arrays of int64 [length]."""
+    """Of each sequence int64 [length]."""
     token_type_ids: list[np.ndarray]
-    """N arrays of int64 [length]."""
-    labels: np.ndarray | None
-    """[N] int64 classes or float32 values; None without gold labels."""
+    """Of each sequence int64 [length]."""
+    labels: np.ndarray | list[np.ndarray] | None
+    """Of each example: int64 class, float32 value, float32 [L] or int64 [2]; with `positions` int64 [positions of the
+    sequence]. None without gold labels."""
+    positions: list[np.ndarray] | None = None
+    """Of each sequence, int64: the tokens that are labelled, where not the sequence is."""
+    choices: int = 1
+    """Sequences an example; more than 1 not with `positions`."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids) // self.choices
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [examples]: tokens of each, of all its sequences."""
+        lengths = np.array([len(ids) for ids in self.input_ids], np.int64)
+        return lengths.reshape(-1, self.choices).sum(1)
 
 
 class ExampleSlots:
@@ -209,12 +223,12 @@ class ExampleSlots:
     def __init__(self, examples: Examples, batch_size: int, slots_per_step: int, seed: int, pad_id: int):
         self.examples, self.batch_size, self.slots_per_step = examples, batch_size, slots_per_step
         self.seed, self.pad_id = seed, pad_id
-        self.steps_per_epoch = -(-len(examples.input_ids) // batch_size)
+        self.steps_per_epoch = -(-len(examples) // batch_size)
 
     def slots(self, step: int, first: int, last: int) -> list[PackedBatch]:
         """Slots first .. last - 1 of a step of the run."""
         epoch, step = divmod(step, self.steps_per_epoch)
-        order = keyed.permutation(keyed.key(self.seed, "examples", epoch), len(self.examples.input_ids))
+        order = keyed.permutation(keyed.key(self.seed, "examples", epoch), len(self.examples))
         chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
         return [pack_examples(self.examples, part, self.pad_id) for part in self._split(chosen)[first:last]]
 
@@ -222,22 +236,52 @@ class ExampleSlots:
         return np.array_split(chosen, self.slots_per_step)
 
 
-def pack_examples(examples: Examples, chosen: np.ndarray, pad_id: int) -> PackedBatch:
-    """One slot of the examples `chosen`, int [S], in that order; an empty slot is one padding token."""
-    ids = [examples.input_ids[i] for i in chosen]
+def pack_examples(examples: Examples, chosen: np.ndarray, pad_id: int, labelled: bool = True) -> PackedBatch:
+    """One slot of the examples `chosen`, int [S], in that order; an empty slot is one padding token.
+
+    With `positions` the batch predicts at those, as in masked language modelling; else it has `sequence_labels`, one an
+    example, and with several choices `group_ids`. Without `labelled` the labels are left out.
+    """
+    chosen = np.asarray(chosen, np.int64)
+    sequences = (chosen[:, None] * examples.choices + np.arange(examples.choices)).ravel()
+    ids = [examples.input_ids[i] for i in sequences]
     lengths = np.array([len(x) for x in ids], np.int64)
     empty = np.zeros(0, np.int64)
-    labels = None if examples.labels is None else torch.from_numpy(examples.labels[chosen])
+    more: dict[str, torch.Tensor | None] = {"example_ids": torch.from_numpy(np.repeat(chosen, examples.choices))}
+    if examples.positions is not None:
+        more |= _predicted(examples, sequences, lengths, labelled)
+    elif labelled and examples.labels is not None:
+        more["sequence_labels"] = torch.from_numpy(np.asarray(examples.labels)[chosen])
+    if examples.choices > 1:
+        more["group_ids"] = torch.from_numpy(np.repeat(np.arange(len(chosen)), examples.choices))
     return pack(
         np.concatenate(ids or [empty]),
         lengths,
         max(1, int(lengths.sum())),
         pad_id,
         max(1, int(lengths.max(initial=0))),
-        np.concatenate([examples.token_type_ids[i] for i in chosen] or [empty]),
-        sequence_labels=labels,
-        example_ids=torch.from_numpy(np.asarray(chosen, np.int64)),
+        np.concatenate([examples.token_type_ids[i] for i in sequences] or [empty]),
+        **more,
     )
+
+
+def _predicted(
+    examples: Examples, sequences: np.ndarray, lengths: np.ndarray, labelled: bool
+) -> dict[str, torch.Tensor | None]:
+    """Where the labelled tokens of these sequences stand in the row, and their labels; one of weight 0 behind them, so
+    that an empty slot has something to send through the head."""
+    assert examples.positions is not None and examples.choices == 1
+    starts = np.cumsum(lengths) - lengths
+    fill = np.zeros(1, np.int64)
+    index = [examples.positions[i] + start for i, start in zip(sequences, starts, strict=True)]
+    labels = [examples.labels[i] for i in sequences] if labelled and examples.labels is not None else None
+    weight = np.ones(sum(map(len, index)) + 1, np.float32)
+    weight[-1] = 0
+    return {
+        "predict_index": torch.from_numpy(np.concatenate([*index, fill])),
+        "predict_labels": None if labels is None else torch.from_numpy(np.concatenate([*labels, fill])),
+        "predict_weight": torch.from_numpy(weight),
+    }
 
 
 class _Steps(Dataset):

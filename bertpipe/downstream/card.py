@@ -16,7 +16,8 @@ from bertpipe.config import Config, listed
 from bertpipe.downstream.facts import is_number
 from bertpipe.downstream.figures import INIT_NAMES
 from bertpipe.downstream.report import FILTERS, ledger_rows
-from bertpipe.downstream.tasks import HUB, TASKS
+from bertpipe.downstream.task_sources import SOURCES
+from bertpipe.downstream.tasks import TASKS
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -79,8 +80,8 @@ def card_data(cfg: Config, facts: dict[str, Any]) -> Any:
 
     base = cfg.finetune.model if cfg.publish.task and cfg.finetune.model else cfg.model.init
     datasets = [name for source in listed(cfg.corpus.sources) if (name := hub_dataset(source))]
-    if cfg.publish.task and is_glue(cfg.publish.task):
-        datasets.append(HUB)
+    if cfg.publish.task and (repo := hub_repo(cfg.publish.task)):
+        datasets.append(repo)
     results = index_results(cfg, facts)
     return ModelCardData(
         language=cfg.publish.language,
@@ -164,8 +165,8 @@ def _task_results(name: str, task: dict[str, Any]) -> list[EvalResult]:
         EvalResult(
             task_type="text-classification",
             task_name=f"{name}, {task.get('kind', 'classification')} after fine-tuning",
-            dataset_type=HUB if is_glue(name) else f"bertpipe-{name}",
-            dataset_name=f"GLUE {name}" if is_glue(name) else "Documentation of installed Python packages",
+            dataset_type=hub_repo(name) or f"bertpipe-{name}",
+            dataset_name=dataset_name(name),
             dataset_config=name,
             dataset_split="validation",
             metric_type=METRIC_TYPES.get(metric, metric),
@@ -204,12 +205,13 @@ def eval_results(cfg: Config, facts: dict[str, Any]) -> dict[str, str]:
     url = f"https://huggingface.co/{cfg.publish.repo}" if "/" in cfg.publish.repo else None
     for name, task in shown_tasks(cfg, facts).items():
         spread = metric_spreads(task).get(task.get("metric", ""))
-        if not is_glue(name) or spread is None:
+        repo = hub_repo(name)
+        if repo is None or spread is None:
             continue
         notes = f"{task['metric']} on the validation set after fine-tuning, median of {spread['num_runs']} seeds "
         notes += f"[{spread['lowest']:.4f}, {spread['highest']:.4f}]"
         entry = EvalResultEntry(
-            dataset_id=HUB,
+            dataset_id=repo,
             task_id=name,
             value=spread["median"],
             source_url=url,
@@ -288,9 +290,17 @@ def _beaten_by(name: str, task: dict[str, Any]) -> list[str]:
     ]
 
 
-def is_glue(name: str) -> bool:
-    """Whether a task's data is the Hub's nyu-mll/glue (or a folder laid out as it)."""
-    return name in TASKS and TASKS[name].source == "glue"
+def hub_repo(name: str) -> str | None:
+    """The Hub data set of a task (which may have been read from a folder laid out as it); None where there is none."""
+    return SOURCES[TASKS[name].source].repo if name in TASKS else None
+
+
+def dataset_name(name: str) -> str:
+    """What the data of a task is called."""
+    if name not in TASKS:
+        return name
+    source = SOURCES[TASKS[name].source]
+    return f"{source.title} {name}" if source.repo else source.title
 
 
 def hub_dataset(source: str) -> str | None:

@@ -22,7 +22,7 @@ import numpy as np
 from bertpipe.artifact import digest
 from bertpipe.data import docstrings
 from bertpipe.data.docstrings import SourceFile
-from bertpipe.downstream.tasks import Split
+from bertpipe.downstream.kind import Split
 from bertpipe.errors import DataError
 
 NUM_CLASSES = 6

@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from bertpipe.downstream.tasks import Split
-
 CHUNK = 1_000
 """Examples a call of the tokenizer: bounds the memory, and lets Ctrl-C through."""
 
 
 @dataclass(frozen=True)
-class Encoded:
+class Tokens:
     """Tokens of the examples of one split."""
 
     input_ids: list[np.ndarray]
@@ -26,18 +24,13 @@ class Encoded:
     """Examples that were longer than max_length."""
 
 
-def encode(splits: dict[str, Split], tokenizer: Any, max_length: int) -> dict[str, Encoded]:
-    """Encode every split; see `encode_texts`."""
-    return {name: encode_texts(split.texts, tokenizer, max_length) for name, split in splits.items()}
-
-
-def encode_texts(texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int) -> Encoded:
+def encode_texts(texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int) -> Tokens:
     """Encode single texts or pairs with a `transformers` tokenizer.
 
     Equals `tokenizer([a], [b], truncation="longest_first", max_length=max_length)` for each example: from a pair that
     is too long, tokens are taken off the longer side first (Devlin et al. 2019, `_truncate_seq_pair`).
     """
-    result = Encoded([], [], 0)
+    result = Tokens([], [], 0)
     num_truncated = 0
     for start in range(0, len(texts), CHUNK):
         chunk = texts[start : start + CHUNK]
@@ -50,7 +43,7 @@ def encode_texts(texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: i
                 rows[row], types[row] = ids, type_ids
         result.input_ids.extend(np.asarray(ids, dtype=np.int64) for ids in rows)
         result.token_type_ids.extend(np.asarray(ids, dtype=np.int64) for ids in types)
-    return Encoded(result.input_ids, result.token_type_ids, num_truncated)
+    return Tokens(result.input_ids, result.token_type_ids, num_truncated)
 
 
 def _call(tokenizer: Any, texts: Sequence[tuple[str, ...]], **truncation: Any) -> tuple[list, list]:

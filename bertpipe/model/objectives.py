@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,7 +19,7 @@ from torch import nn
 from bertpipe.errors import ConfigError
 from bertpipe.model.cross_entropy import summed_cross_entropy
 from bertpipe.model.encoders import encode, family
-from bertpipe.model.pooling import classify
+from bertpipe.model.pooling import check_head, classify
 
 
 class Objective(nn.Module):
@@ -174,8 +175,32 @@ class SentenceOrder(SentencePairs):
     parts = ("mlm", "sop")
 
 
-class SequenceLabel(Objective):
+class Labelled(Objective):
+    """Base of the objectives of fine-tuning: a stock model with a head, and labelled examples."""
+
+    @classmethod
+    def check(cls, model: Any) -> None:
+        """ConfigError for a family whose head of this form isn't offered."""
+        raise NotImplementedError
+
+    @staticmethod
+    def num_rows(examples: Any) -> np.ndarray:
+        """int64 [examples]: the rows of `logits` that each example has."""
+        raise NotImplementedError
+
+
+class SequenceLabel(Labelled):
     """Classification (cross-entropy) or regression (squared error) of whole sequences, on a stock head."""
+
+    @classmethod
+    def check(cls, model: Any) -> None:
+        """See Labelled."""
+        check_head(model)
+
+    @staticmethod
+    def num_rows(examples: Any) -> np.ndarray:
+        """One each."""
+        return np.ones(len(examples), np.int64)
 
     def losses(self, batch: Any, factors: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """`loss`, `correct`, `count` (sequences), and `logits`, fp32 [num_sequences, labels]."""
@@ -211,4 +236,17 @@ OBJECTIVES: dict[str, Row] = {
     "mlm": Row("segments", "AutoModelForMaskedLM", MaskedLM),
     "mlm_nsp": Row("nsp", "AutoModelForPreTraining", NextSentence),
     "mlm_sop": Row("sop", "AutoModelForPreTraining", SentenceOrder),
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """A form of fine-tuning: the stock auto class, and its loss."""
+
+    auto_class: str
+    module: type[Labelled]
+
+
+HEADS_OF: dict[str, Head] = {
+    "sequence": Head("AutoModelForSequenceClassification", SequenceLabel),
 }

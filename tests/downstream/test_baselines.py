@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bertpipe.downstream.baselines import BASELINES, majority, tfidf
-from bertpipe.downstream.tasks import Split
+from bertpipe.downstream.kind import Split
 
 
 def split(texts, labels, names=("bad", "good")):

@@ -15,7 +15,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from bertpipe.config import Config, RuntimeConfig
-from bertpipe.downstream import finetune
+from bertpipe.downstream import training
 from bertpipe.model import encoders, kernels
 from bertpipe.model.objectives import SequenceLabel
 from bertpipe.train.place import Place
@@ -31,16 +31,16 @@ ROW_TOKENS = 64  # of a packed row in these tests, so that there are several
 COUNTED = f"""
 import os, sys
 from bertpipe.cli import main
-from bertpipe.downstream import finetune
+from bertpipe.downstream import training
 
-finetune.PREDICT_TOKENS, pack = {ROW_TOKENS}, finetune.pack_examples
+training.PREDICT_TOKENS, pack = {ROW_TOKENS}, training.pack_examples
 
-def counting(examples, chosen, pad_id):
+def counting(examples, chosen, pad_id, labelled):
     with open(os.path.join(sys.argv[1], os.environ["RANK"]), "a") as file:
         file.write(" ".join(map(str, chosen)) + "\\n")
-    return pack(examples, chosen, pad_id)
+    return pack(examples, chosen, pad_id, labelled)
 
-finetune.pack_examples = counting
+training.pack_examples = counting
 raise SystemExit(main(["finetune", *sys.argv[2:]]))
 """
 
@@ -67,10 +67,10 @@ def predict(start: Path, model: Path, split: str) -> tuple[list[str], np.ndarray
     """Ids and logits of a split by one process with one thread."""
     settings = Config(finetune={"tasks": "sst2", "data": str(start / "glue"), "max_length": 32}).finetune
     place = Place(RuntimeConfig(threads=1, device="cpu"), "fp32")
-    job = finetune.prepare("sst2", settings, str(model))
-    classifier = finetune.build(job, settings, "model", seed=0)
+    job = training.prepare("sst2", settings, str(model))
+    classifier = training.build(job, settings, "model", seed=0)
     encoders.make_packed(classifier, False, kernels.choose(classifier.config, place.device, "fp32").name)
-    return job.splits[split].ids, finetune.predict(SequenceLabel(classifier, "fp32"), job, split, place)
+    return job.splits[split].ids, training.predict(SequenceLabel(classifier, "fp32"), job, split, place).logits
 
 
 def test_two_processes_share_the_scoring_and_predict_as_one(start, tmp_path, monkeypatch):
@@ -91,7 +91,7 @@ def test_two_processes_share_the_scoring_and_predict_as_one(start, tmp_path, mon
     scored = sorted(int(example) for part in rows for row in part for example in row.split())
     assert scored == sorted([*range(SIZES["validation"])] * 2 + [*range(SIZES["test"])])
 
-    monkeypatch.setattr(finetune, "PREDICT_TOKENS", ROW_TOKENS)
+    monkeypatch.setattr(training, "PREDICT_TOKENS", ROW_TOKENS)
     folder = only(tmp_path / "runs", "finetune") / "sst2"
     for split in ("validation", "test"):
         lines = [json.loads(x) for x in (folder / f"runs/model-seed-1/predictions-{split}.jsonl").open()]

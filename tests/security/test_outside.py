@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, Bert
 
 from bertpipe.config import Config
 from bertpipe.data import tokenizer
-from bertpipe.downstream import finetune
+from bertpipe.downstream import training
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders
 from bertpipe.train import estimate, pretrain
@@ -71,7 +71,7 @@ def plan(folder: Path) -> None:
 
 def finetuned(folder: Path) -> None:
     """As `finetune.model`."""
-    finetune.load_tokenizer_of(str(folder))
+    training.load_tokenizer_of(str(folder))
 
 
 def adopt(folder: Path) -> None:

@@ -1,0 +1,150 @@
+"""The words that fine-tuning is described in: Task (a row of the table), Split (its checked data), Kind (its form: how
+it is read, encoded, decided and scored).
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from bertpipe.config import FinetuneConfig
+    from bertpipe.data.batches import Examples
+
+UNLABELLED = -1
+"""GLUE's code for a label that is kept secret: every label of a test split."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the task table."""
+
+    name: str
+    kind: str
+    """Key into KINDS."""
+    text: tuple[str, ...]
+    """The columns of the text: of the sentence, or of both sentences of a pair; else as the kind says."""
+    label: str
+    """The column of the label."""
+    labels: tuple[str, ...] | None
+    """The name of each code, in order. Empty: the data decides (`Split.label_names`). None: there are no codes."""
+    metric: str
+    """Key into metrics.METRICS."""
+    headline: str
+    """The one number of that metric to show first, and to choose by."""
+    source: str
+    """Key into SOURCES: where the data comes from."""
+    evaluated: tuple[str, ...] = ("validation",)
+    """Labelled splits to score; the first one chooses the epoch and the best run."""
+    predicted: tuple[str, ...] = ("test",)
+    """Splits that may be missing, and whose labels may be secret: predictions are written."""
+
+    @property
+    def validation(self) -> str:
+        """The split that chooses."""
+        return self.evaluated[0]
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The splits that must be there."""
+        return ("train", *self.evaluated)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """All that there may be."""
+        return (*self.required, *self.predicted)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples of one split, in the file's order."""
+
+    texts: list[tuple[str, ...]]
+    """The texts of each example, as its kind says: one, the two of a pair, the words of a sentence."""
+    labels: Any
+    """One for each example, in the form of its kind; None where they are secret: predictions only, no score."""
+    ids: list[int] | list[str]
+    """What each example is called: the column `idx`, or else the row number; for `docs` package:file#paragraph."""
+    label_names: tuple[str, ...] | None
+    """The name of each code; None where there are no codes."""
+    num_empty: int = 0
+    """Examples with an empty text; they are kept, because the official scores count them."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split as tokens, and what its kind remembers to turn logits back into answers."""
+
+    examples: Examples
+    num_truncated: int = 0
+    """Examples of which tokens were cut off."""
+    notes: Any = None
+    """For `Kind.decide` alone."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A model's logits for a split: those of item i of its Examples are `logits[first[i] : first[i + 1]]`."""
+
+    logits: np.ndarray
+    """float32 [rows, L]"""
+    first: np.ndarray
+    """int64 [items + 1]"""
+
+    def of(self, item: int) -> np.ndarray:
+        """float32 [rows of the item, L]"""
+        return self.logits[self.first[item] : self.first[item + 1]]
+
+
+class Kind(abc.ABC):
+    """A form of task. Its methods keep no state: what they need of one another is in Split and Encoded."""
+
+    head: str
+    """Key into model/objectives.py's HEADS_OF: stock auto class and loss."""
+
+    def columns(self, task: Task) -> tuple[str, ...]:
+        """The columns that a labelled table must have; the label's last."""
+        return (*task.text, task.label)
+
+    @abc.abstractmethod
+    def read(self, table: pa.Table, task: Task, split: str, where: str, names: tuple[str, ...] | None) -> Split:
+        """Check one table, which has rows and the kind's columns (but perhaps no label, if `split` is in
+        `task.predicted`). `where` names it in errors, `names` are the label names that it declares. DataError names
+        file, row, column and remedy."""
+
+    @abc.abstractmethod
+    def encode(self, split: Split, tokenizer: Any, settings: FinetuneConfig) -> Encoded:
+        """Tokens, with the labels where the split has them."""
+
+    @abc.abstractmethod
+    def model_fields(self, split: Split) -> dict[str, Any]:
+        """Fields of the stock config that the training split decides: num_labels, id2label, ..."""
+
+    @abc.abstractmethod
+    def decide(self, split: Split, encoded: Encoded, outputs: Outputs) -> Any:
+        """The prediction of each example: a sequence as long as the split."""
+
+    @abc.abstractmethod
+    def score(self, task: Task, split: Split, predicted: Any) -> Mapping[str, float]:
+        """The task's official metrics of a labelled split, `task.headline` among them; each from 0 or -1 to 1."""
+
+    @abc.abstractmethod
+    def line(self, split: Split, encoded: Encoded, outputs: Outputs, predicted: Any, row: int) -> dict[str, Any]:
+        """What predictions-*.jsonl says of an example beside its id: `prediction`, `label` where it is known, ..."""
+
+
+def name_fields(names: tuple[str, ...] | None) -> dict[str, Any]:
+    """num_labels, id2label and label2id of a stock config; one output where there are no names."""
+    fields: dict[str, Any] = {"num_labels": len(names) if names else 1}
+    if names:
+        fields |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    return fields

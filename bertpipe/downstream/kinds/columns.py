@@ -1,0 +1,47 @@
+"""Columns of a table as Python or NumPy values, checked at the door: a DataError names file, row, column and remedy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bertpipe.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def strings(table: pa.Table, column: str, where: str) -> list[str]:
+    """A column of text, no value missing."""
+    import pyarrow as pa
+
+    kind = table.schema.field(column).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise DataError(f"{where}: column {column!r} holds {kind}, not text")
+    try:
+        values = table[column].to_pylist()
+    except UnicodeDecodeError:
+        row = next(
+            row for row, value in enumerate(table[column].cast(pa.large_binary())) if not _is_utf8(value.as_py())
+        )
+        raise DataError(f"{where}: row {row}: column {column!r} is not UTF-8; write the file again as UTF-8") from None
+    if None in values:
+        raise DataError(f"{where}: row {values.index(None)}: column {column!r} is null; remove the row or fill it in")
+    return values
+
+
+def _is_utf8(value: bytes | None) -> bool:
+    try:
+        (value or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def identifiers(table: pa.Table) -> list[int] | list[str]:
+    """The column `idx`, or else the row numbers."""
+    return table["idx"].to_pylist() if "idx" in table.column_names else list(range(table.num_rows))
+
+
+def num_empty(texts: list[tuple[str, ...]]) -> int:
+    """How many examples have a text of white space alone."""
+    return sum(not all(text.strip() for text in example) for example in texts)

@@ -1,0 +1,122 @@
+"""Classification and regression of a sentence or a pair: one label for each.
+
+`Split.labels`: int64 codes [examples], or float32 numbers [examples].
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertpipe.data.batches import Examples
+from bertpipe.downstream.encode import encode_texts
+from bertpipe.downstream.kind import UNLABELLED, Encoded, Kind, Outputs, Split, Task, name_fields
+from bertpipe.downstream.kinds.columns import identifiers, num_empty, strings
+from bertpipe.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from bertpipe.config import FinetuneConfig
+
+
+class Sequences(Kind):
+    """What both have in common."""
+
+    head = "sequence"
+
+    def read(self, table: pa.Table, task: Task, split: str, where: str, names: tuple[str, ...] | None) -> Split:
+        """Texts and labels; see Kind."""
+        if task.labels and names and names != task.labels:
+            raise DataError(
+                f"{where}: column {task.label!r} names its codes {names}, the task {task.name} {task.labels}"
+            )
+        texts = list(zip(*(strings(table, column, where) for column in task.text), strict=True))
+        return Split(
+            texts=texts,
+            labels=self._labels(table, task, split, where) if task.label in table.column_names else None,
+            ids=identifiers(table),
+            label_names=task.labels,
+            num_empty=num_empty(texts),
+        )
+
+    def encode(self, split: Split, tokenizer: Any, settings: FinetuneConfig) -> Encoded:
+        """[CLS] a [SEP], or [CLS] a [SEP] b [SEP], cut to `finetune.max_length`."""
+        tokens = encode_texts(split.texts, tokenizer, settings.max_length)
+        return Encoded(Examples(tokens.input_ids, tokens.token_type_ids, split.labels), tokens.num_truncated)
+
+    def model_fields(self, split: Split) -> dict[str, Any]:
+        """The labels' names, or one output."""
+        return name_fields(split.label_names)
+
+    def score(self, task: Task, split: Split, predicted: np.ndarray) -> dict[str, float]:
+        """By the task's metric."""
+        from bertpipe.downstream.metrics import compute  # imports `evaluate`
+
+        return compute(task.metric, predicted, split.labels)
+
+    def _labels(self, table: pa.Table, task: Task, split: str, where: str) -> np.ndarray | None:
+        """[rows] int64 codes or float32 numbers; None for a split to predict without labels (all -1 or null)."""
+        import pyarrow as pa
+
+        column = table[task.label]
+        kind = column.type
+        classify = task.labels is not None
+        fits = pa.types.is_integer(kind) or (not classify and pa.types.is_floating(kind)) or pa.types.is_null(kind)
+        if not fits:
+            wanted = f"the integer codes {_codes(task)}" if classify else "numbers"
+            raise DataError(f"{where}: column {task.label!r} holds {kind}, the task {task.name} needs {wanted}")
+        values = column.cast(pa.float64(), safe=False).fill_null(UNLABELLED).to_numpy()
+        missing = (values == UNLABELLED) | np.isnan(values)
+        if split in task.predicted and missing.all():
+            return None
+        if missing.any():
+            row = int(missing.argmax())
+            raise DataError(f"{where}: row {row}: column {task.label!r} is -1 or null; label the row or remove it")
+        if not classify:
+            outside = ~np.isfinite(values)
+        else:
+            assert task.labels
+            outside = (values < 0) | (values >= len(task.labels))
+        if outside.any():
+            row = int(outside.argmax())
+            wanted = f"one of {_codes(task)}" if classify else "a finite number"
+            raise DataError(f"{where}: row {row}: column {task.label!r} is {values[row]:g}, not {wanted}")
+        return values.astype(np.int64 if classify else np.float32)
+
+
+def _codes(task: Task) -> str:
+    """`0 (negative), 1 (positive)`"""
+    return ", ".join(f"{code} ({name})" for code, name in enumerate(task.labels or ()))
+
+
+class Classification(Sequences):
+    """One class of several."""
+
+    def decide(self, split: Split, encoded: Encoded, outputs: Outputs) -> np.ndarray:
+        """The likeliest code, int64 [examples]."""
+        return outputs.logits.argmax(-1)
+
+    def line(self, split: Split, encoded: Encoded, outputs: Outputs, predicted: Any, row: int) -> dict[str, Any]:
+        """Names of the classes, and the logits."""
+        assert split.label_names
+        line: dict[str, Any] = {"prediction": split.label_names[int(predicted[row])]}
+        if split.labels is not None:
+            line["label"] = split.label_names[int(split.labels[row])]
+        return line | {"logits": [round(float(x), 5) for x in outputs.of(row)[0]]}
+
+
+class Regression(Sequences):
+    """A number."""
+
+    def decide(self, split: Split, encoded: Encoded, outputs: Outputs) -> np.ndarray:
+        """float64 [examples]"""
+        return outputs.logits[:, 0].astype(np.float64)
+
+    def line(self, split: Split, encoded: Encoded, outputs: Outputs, predicted: Any, row: int) -> dict[str, Any]:
+        """The numbers."""
+        line: dict[str, Any] = {"prediction": float(predicted[row])}
+        if split.labels is not None:
+            line["label"] = float(split.labels[row])
+        return line | {"logits": [round(float(x), 5) for x in outputs.of(row)[0]]}

@@ -1,0 +1,240 @@
+"""One run of fine-tuning: a task's data and a checkpoint -> scores, predictions and a stock model.
+
+The same loop as pretraining, on the same packed batches; what depends on the form of the task is its Kind's.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bertpipe import outside
+from bertpipe.config import Config, FinetuneConfig
+from bertpipe.data.batches import Examples, ExampleSlots, pack_examples
+from bertpipe.downstream import tasks
+from bertpipe.downstream.kind import Encoded, Kind, Outputs, Split, Task
+from bertpipe.downstream.kinds import KINDS
+from bertpipe.errors import ConfigError
+from bertpipe.model import encoders, kernels
+from bertpipe.model.objectives import HEADS_OF, Head, Labelled
+from bertpipe.train import loop
+from bertpipe.train.checkpoint import save_model
+from bertpipe.train.optim import Optimizer, Recipe
+from bertpipe.train.place import Place
+from bertpipe.train.pretrain import load_tokenizer
+from bertpipe.train.tracking import Record
+
+PREDICT_TOKENS = 8_192  # of one packed row when predicting
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task ready to train on."""
+
+    task: Task
+    splits: dict[str, Split]
+    encoded: dict[str, Encoded]
+    model: str
+    """Checkpoint folder or Hub id."""
+    tokenizer: Any
+
+    @property
+    def kind(self) -> Kind:
+        """The task's form."""
+        return KINDS[self.task.kind]
+
+    @property
+    def head(self) -> Head:
+        """Its stock class and loss."""
+        return HEADS_OF[self.kind.head]
+
+    @property
+    def pad_id(self) -> int:
+        """What rows are filled with."""
+        return self.tokenizer.pad_token_id or 0
+
+    def score(self, split: str, predicted: Any) -> dict[str, float]:
+        """The task's metrics of a labelled split."""
+        return dict(self.kind.score(self.task, self.splits[split], predicted))
+
+    def decide(self, split: str, outputs: Outputs) -> Any:
+        """A prediction for each example of a split."""
+        return self.kind.decide(self.splits[split], self.encoded[split], outputs)
+
+
+def prepare(name: str, settings: FinetuneConfig, model: str) -> Job:
+    """Load and tokenize a task's data."""
+    task, splits, tokenizer = tasks.get(name), tasks.load(name, settings.data), load_tokenizer_of(model)
+    encoded = {s: KINDS[task.kind].encode(split, tokenizer, settings) for s, split in splits.items()}
+    return Job(task, splits, encoded, model, tokenizer)
+
+
+def load_tokenizer_of(model: str) -> Any:
+    """The tokenizer that lies beside a checkpoint; ConfigError when there is none."""
+    outside.check(model, "finetune.model")
+    try:
+        tokenizer = load_tokenizer(model)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"finetune.model: no tokenizer can be loaded from {model!r}: {reason}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where there is none
+        raise ConfigError(f"finetune.model: {model!r} holds no tokenizer (tokenizer.json or vocab.txt)")
+    return tokenizer
+
+
+def build(job: Job, settings: FinetuneConfig, init: str, seed: int) -> Any:
+    """The stock model of a run: the checkpoint's weights or random ones, the head random; all from `seed`."""
+    import transformers
+
+    auto = getattr(transformers, job.head.auto_class)
+    fields = job.kind.model_fields(job.splits["train"])
+    torch.manual_seed(seed)
+    if init == SCRATCH:
+        stock = transformers.AutoConfig.from_pretrained(job.model, **fields)
+        encoders.set_dropout(stock, settings.dropout)
+        model = auto.from_config(stock, attn_implementation="eager", dtype=torch.float32)
+    else:
+        model = encoders.load(auto, job.model, "finetune.model", settings.dropout, **fields)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(job.tokenizer) > rows:
+        raise ConfigError(
+            f"finetune.model: its tokenizer has {len(job.tokenizer)} entries but the model only {rows} rows; "
+            f"they are not of one run"
+        )
+    job.head.module.check(model)
+    encoders.check_length(model, settings.max_length, "finetune.max_length")
+    return model
+
+
+def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Path | None) -> dict[str, Any]:
+    """Fine-tune one model; the epoch with the best headline score on validation counts and is kept.
+
+    Writes records, predictions and (for init `model`) the model into `scratch` where that is given.
+    """
+    settings = cfg.finetune
+    model = build(job, settings, init, seed)
+    kernel = kernels.choose(model.config, place.device, place.precision)
+    kernels.settle(kernel, cfg.runtime.require_fast_attention, say=place.is_main)
+    encoders.make_packed(model, cfg.runtime.gradient_checkpointing, kernel.name)
+    objective = job.head.module(model, place.precision).to(place.device)
+    examples = job.encoded["train"].examples
+    source = ExampleSlots(examples, settings.batch_size, settings.slots_per_step, seed, job.pad_id)
+    steps = source.steps_per_epoch * settings.epochs
+    optimizer = Optimizer(objective.model, recipe(settings, steps))
+    best = _Best(job, objective, place)
+    looping = loop.LoopSettings(
+        steps=steps,
+        slots_per_step=settings.slots_per_step,
+        seed=seed,
+        eval_every=source.steps_per_epoch,
+        log_every=cfg.runtime.log_every,
+        loader_workers=cfg.runtime.loader_workers,
+        progress=cfg.runtime.progress,
+        description=f"{job.task.name} {init} seed {seed}",
+        desync_every=cfg.runtime.desync_every,
+        timeout=cfg.runtime.timeout,
+    )
+    epoch_of = source.steps_per_epoch
+    with Record(scratch, cfg.runtime.log_every) as record:
+        loop.fit(objective, source, optimizer, looping, place, record, best, None, lambda step: step // epoch_of)
+    objective.model.load_state_dict(best.weights)
+    place.release()
+    scores = best.scores
+    for split in job.splits:
+        if split == "train":
+            continue
+        outputs = best.outputs if split == job.task.validation else predict(objective, job, split, place)
+        predicted = job.decide(split, outputs)
+        if split in job.task.evaluated[1:]:
+            prefix = split.removeprefix("validation_")
+            scores |= {f"{prefix}_{name}": value for name, value in job.score(split, predicted).items()}
+        if scratch is not None:
+            _write_predictions(job, split, outputs, predicted, scratch / f"predictions-{split}.jsonl")
+    if scratch is not None and init == "model":
+        save_model(objective.model, job.tokenizer, scratch / "model")
+    return {"scores": scores, "best_epoch": best.epoch, "by_epoch": best.history}
+
+
+def recipe(settings: FinetuneConfig, steps: int) -> Recipe:
+    """AdamW as BERT's fine-tuning has it (Devlin et al. 2019, A.3)."""
+    return Recipe(
+        name="adamw",
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        schedule="linear",
+        warmup_steps=round(settings.warmup_ratio * steps),
+        steps=steps,
+        max_grad_norm=settings.max_grad_norm,
+    )
+
+
+class _Best:
+    """Scores the model on validation when called, and remembers the best epoch's weights."""
+
+    def __init__(self, job: Job, objective: Labelled, place: Place):
+        self.job, self.objective, self.place = job, objective, place
+        self.scores: dict[str, float] = {}
+        self.epoch = 0
+        self.history: list[float] = []
+        self.weights: dict[str, torch.Tensor] = {}
+        self.outputs = Outputs(np.zeros((0, 1), np.float32), np.zeros(1, np.int64))
+
+    def __call__(self) -> dict[str, float]:
+        split, headline = self.job.task.validation, self.job.task.headline
+        outputs = predict(self.objective, self.job, split, self.place)
+        scores = self.job.score(split, self.job.decide(split, outputs))
+        self.history.append(scores[headline])
+        if not self.weights or scores[headline] > self.scores[headline]:
+            self.scores, self.epoch, self.outputs = scores, len(self.history), outputs
+            self.weights = {n: t.detach().to("cpu", copy=True) for n, t in self.objective.model.state_dict().items()}
+        return {f"eval_{name}": value for name, value in scores.items()}
+
+
+def predict(objective: Labelled, job: Job, split: str, place: Place) -> Outputs:
+    """The logits of a split, the same on all processes; all of them call it.
+
+    Rows of examples are packed alike whatever the number of processes, and each takes every world-th, so the logits are
+    those of one process, to the bit where its number of threads is the same.
+    """
+    examples = job.encoded[split].examples
+    rows = objective.num_rows(examples)
+    first = np.append(0, np.cumsum(rows))
+    logits = np.zeros((int(first[-1]), objective.model.config.num_labels), np.float32)
+    objective.eval()
+    parts = _parts(examples)
+    with torch.no_grad():
+        for number in range(0, len(parts), place.world):
+            place.check_stop()
+            if number + place.rank < len(parts):
+                part = parts[number + place.rank]
+                batch = pack_examples(examples, part, job.pad_id, labelled=False).to(place.device)
+                found = objective(batch)["logits"].cpu().numpy()
+                logits[np.concatenate([np.arange(first[i], first[i + 1]) for i in part])] = found
+    if place.world > 1:  # one process has a row's logits, the others zeros: their sum is exact
+        logits = np.array(place.sum(torch.from_numpy(logits)), np.float32).reshape(logits.shape)
+    return Outputs(logits, first)
+
+
+def _parts(examples: Examples) -> list[np.ndarray]:
+    """The examples by length, cut into rows of about PREDICT_TOKENS."""
+    lengths = examples.lengths
+    order = np.argsort(lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    return np.split(order, np.flatnonzero(np.diff(ends // PREDICT_TOKENS)) + 1)
+
+
+def _write_predictions(job: Job, split: str, outputs: Outputs, predicted: Any, path: Path) -> None:
+    """One line an example: its id, and what its kind says of it."""
+    data, encoded = job.splits[split], job.encoded[split]
+    with path.open("w", encoding="utf-8") as file:
+        for row, example in enumerate(data.ids):
+            line = {"id": example} | job.kind.line(data, encoded, outputs, predicted, row)
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
