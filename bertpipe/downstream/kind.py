@@ -109,7 +109,7 @@ class Kind(abc.ABC):
     """A form of task. Its methods keep no state: what they need of one another is in Split and Encoded."""
 
     head: str
-    """Key into model/objectives.py's HEADS_OF: stock auto class and loss."""
+    """Key into model/labelled.py's HEADS_OF: stock auto class and loss."""
 
     def columns(self, task: Task) -> tuple[str, ...]:
         """The columns that a labelled table must have; the label's last."""

@@ -21,7 +21,7 @@ from bertpipe.downstream.kind import Encoded, Kind, Outputs, Split, Task
 from bertpipe.downstream.kinds import KINDS
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders, kernels
-from bertpipe.model.objectives import HEADS_OF, Head, Labelled
+from bertpipe.model.labelled import HEADS_OF, Head, Labelled
 from bertpipe.train import loop
 from bertpipe.train.checkpoint import save_model
 from bertpipe.train.optim import Optimizer, Recipe

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,7 +18,6 @@ from torch import nn
 from bertpipe.errors import ConfigError
 from bertpipe.model.cross_entropy import summed_cross_entropy
 from bertpipe.model.encoders import encode, family
-from bertpipe.model.pooling import check_head, classify
 
 
 class Objective(nn.Module):
@@ -175,54 +173,6 @@ class SentenceOrder(SentencePairs):
     parts = ("mlm", "sop")
 
 
-class Labelled(Objective):
-    """Base of the objectives of fine-tuning: a stock model with a head, and labelled examples."""
-
-    @classmethod
-    def check(cls, model: Any) -> None:
-        """ConfigError for a family whose head of this form isn't offered."""
-        raise NotImplementedError
-
-    @staticmethod
-    def num_rows(examples: Any) -> np.ndarray:
-        """int64 [examples]: the rows of `logits` that each example has."""
-        raise NotImplementedError
-
-
-class SequenceLabel(Labelled):
-    """Classification (cross-entropy) or regression (squared error) of whole sequences, on a stock head."""
-
-    @classmethod
-    def check(cls, model: Any) -> None:
-        """See Labelled."""
-        check_head(model)
-
-    @staticmethod
-    def num_rows(examples: Any) -> np.ndarray:
-        """One each."""
-        return np.ones(len(examples), np.int64)
-
-    def losses(self, batch: Any, factors: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """`loss`, `correct`, `count` (sequences), and `logits`, fp32 [num_sequences, labels]."""
-        num = batch.num_sequences
-        # padding goes through the head too, so that every parameter has a gradient from an empty slot as well
-        logits = classify(self.model, encode(self.model, batch), batch.cu_seqlens).float()
-        kept, labels = logits[:num], batch.sequence_labels
-        correct, count = logits.new_zeros(()), logits.new_tensor(float(num))
-        if labels is None or num == 0:
-            loss = logits.sum() * 0
-        elif self.model.config.num_labels == 1:
-            loss = F.mse_loss(kept[:, 0], labels, reduction="sum")
-        else:
-            loss = F.cross_entropy(kept, labels, reduction="sum")
-            correct = (kept.detach().argmax(-1) == labels).sum().float()
-        return {"loss": loss, "correct": correct, "count": count, "logits": kept}
-
-    def count(self, batch: Any) -> int:
-        """Sequences."""
-        return batch.num_sequences
-
-
 @dataclass(frozen=True)
 class Row:
     """A pretraining objective: what its slots hold (a key of train/samples.py's ORDERS), stock auto class, module."""
@@ -236,17 +186,4 @@ OBJECTIVES: dict[str, Row] = {
     "mlm": Row("segments", "AutoModelForMaskedLM", MaskedLM),
     "mlm_nsp": Row("nsp", "AutoModelForPreTraining", NextSentence),
     "mlm_sop": Row("sop", "AutoModelForPreTraining", SentenceOrder),
-}
-
-
-@dataclass(frozen=True)
-class Head:
-    """A form of fine-tuning: the stock auto class, and its loss."""
-
-    auto_class: str
-    module: type[Labelled]
-
-
-HEADS_OF: dict[str, Head] = {
-    "sequence": Head("AutoModelForSequenceClassification", SequenceLabel),
 }

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertForMaskedLM
 from bertpipe.config import Config, RuntimeConfig
 from bertpipe.downstream import training
 from bertpipe.model import encoders, kernels
-from bertpipe.model.objectives import SequenceLabel
+from bertpipe.model.labelled import SequenceLabel
 from bertpipe.train.place import Place
 from tests import faults
 from tests.downstream.conftest import TEXT, write_tokenizer

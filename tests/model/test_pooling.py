@@ -8,7 +8,7 @@ import transformers as tr
 from bertpipe.data.batches import Examples, pack_examples
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders
-from bertpipe.model.objectives import SequenceLabel
+from bertpipe.model.labelled import SequenceLabel
 from bertpipe.model.pooling import HEADS, check_head
 from tests.model.test_attention import CONFIGS
 

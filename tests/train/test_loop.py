@@ -14,7 +14,8 @@ from bertpipe.data.masking import Masking, Vocabulary
 from bertpipe.data.order import Order
 from bertpipe.model import encoders, objectives
 from bertpipe.model.cross_entropy import summed_cross_entropy
-from bertpipe.model.objectives import MaskedLM, SequenceLabel
+from bertpipe.model.labelled import SequenceLabel
+from bertpipe.model.objectives import MaskedLM
 from bertpipe.train import loop
 from bertpipe.train.optim import Optimizer, Recipe
 from bertpipe.train.place import Place

@@ -1,0 +1,78 @@
+"""What is minimised in fine-tuning: a stock model with a head, on labelled sequences. HEADS_OF is the table.
+
+As in objectives.py: `forward(batch)` does everything and returns sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bertpipe.model.encoders import encode
+from bertpipe.model.objectives import Objective
+from bertpipe.model.pooling import check_head, classify
+
+
+class Labelled(Objective):
+    """Base of the objectives of fine-tuning: a stock model with a head, and labelled examples."""
+
+    @classmethod
+    def check(cls, model: Any) -> None:
+        """ConfigError for a family whose head of this form isn't offered."""
+        raise NotImplementedError
+
+    @staticmethod
+    def num_rows(examples: Any) -> np.ndarray:
+        """int64 [examples]: the rows of `logits` that each example has."""
+        raise NotImplementedError
+
+
+class SequenceLabel(Labelled):
+    """Classification (cross-entropy) or regression (squared error) of whole sequences, on a stock head."""
+
+    @classmethod
+    def check(cls, model: Any) -> None:
+        """See Labelled."""
+        check_head(model)
+
+    @staticmethod
+    def num_rows(examples: Any) -> np.ndarray:
+        """One each."""
+        return np.ones(len(examples), np.int64)
+
+    def losses(self, batch: Any, factors: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """`loss`, `correct`, `count` (sequences), and `logits`, fp32 [num_sequences, labels]."""
+        num = batch.num_sequences
+        # padding goes through the head too, so that every parameter has a gradient from an empty slot as well
+        logits = classify(self.model, encode(self.model, batch), batch.cu_seqlens).float()
+        kept, labels = logits[:num], batch.sequence_labels
+        correct, count = logits.new_zeros(()), logits.new_tensor(float(num))
+        if labels is None or num == 0:
+            loss = logits.sum() * 0
+        elif self.model.config.num_labels == 1:
+            loss = F.mse_loss(kept[:, 0], labels, reduction="sum")
+        else:
+            loss = F.cross_entropy(kept, labels, reduction="sum")
+            correct = (kept.detach().argmax(-1) == labels).sum().float()
+        return {"loss": loss, "correct": correct, "count": count, "logits": kept}
+
+    def count(self, batch: Any) -> int:
+        """Sequences."""
+        return batch.num_sequences
+
+
+@dataclass(frozen=True)
+class Head:
+    """A form of fine-tuning: the stock auto class, and its loss."""
+
+    auto_class: str
+    module: type[Labelled]
+
+
+HEADS_OF: dict[str, Head] = {
+    "sequence": Head("AutoModelForSequenceClassification", SequenceLabel),
+}
