@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-
 KILLED = 137
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "os.symlink", "os.truncate")
 
@@ -64,9 +62,8 @@ class _Written:
 class Changes:
     """Every change below `root` that this process makes from `watch` on, announced to `on_change` before it happens.
 
-    Seen are opening for writing, each write, fsync, rename, unlink, mkdir, rmdir and chmod. Files that Rust writes
-    (safetensors) are one change; `torn` leaves the first half of the file under its own name. A process has one
-    instance at most, for audit hooks stay.
+    Seen are opening for writing, each write, fsync, rename, unlink, mkdir, rmdir and chmod. A process has one instance
+    at most, for audit hooks stay.
     """
 
     def __init__(self, root: Path, on_change: Callable[[str, Callable[[], None]], None]):
@@ -82,20 +79,12 @@ class Changes:
 
     def watch(self) -> None:
         """From here on."""
-        fsync, serialize, opened = os.fsync, safetensors.torch.serialize_file, io.open
+        fsync, opened = os.fsync, io.open
 
         def watched_fsync(descriptor: int) -> None:
             self.about_to("fsync")
             fsync(descriptor)
             self.synced(descriptor)
-
-        def watched_serialize(tensors: Any, path: Any, metadata: Any = None) -> None:
-            def torn() -> None:
-                serialize(tensors, path, metadata=metadata)
-                os.truncate(path, Path(path).stat().st_size // 2)
-
-            self.about_to("serialize", torn)
-            serialize(tensors, path, metadata=metadata)
 
         def watched_open(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
             file = opened(path, mode, *args, **kwargs)
@@ -110,7 +99,7 @@ class Changes:
             elif event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 self.about_to("open")
 
-        os.fsync, safetensors.torch.serialize_file = watched_fsync, watched_serialize
+        os.fsync = watched_fsync
         io.open = builtins.open = watched_open
         sys.addaudithook(hook)
         self.active = True

@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from bertpipe import artifact
 from bertpipe.config import Config
@@ -38,6 +37,7 @@ from bertpipe.data.tokenizer import save as save_tokenizer
 from bertpipe.errors import ArtifactError, StorageError
 from bertpipe.model import encoders
 from bertpipe.train import checkpoint_files as files
+from bertpipe.train import tensor_file
 from bertpipe.train.optim import Optimizer
 
 FEWEST = 2  # checkpoints that are always kept: the newest might be damaged
@@ -122,7 +122,7 @@ class Checkpoints:
             self._commit(target, snapshot)
             self._failed = 0
             self._try(self._prune)
-        except (OSError, SafetensorError, StorageError) as error:  # a full disk, a quota, a broken one
+        except (OSError, StorageError) as error:  # a full disk, a quota, a broken one
             self._failed += 1
             message = f"{target}: not written: {error}; a checkpoint takes {snapshot.bytes:,} bytes, "
             message += f"{_free(self.folder)} are free"
@@ -152,12 +152,14 @@ class Checkpoints:
             return  # written before, by a run with these very steps
         scratch = files.scratch_of(target)
         try:
-            self._write_model(snapshot, scratch / "model")
-            save_file(snapshot.optimizer, scratch / files.OPTIMIZER)
-            (scratch / files.OPTIMIZER).chmod(0o644)
+            self._write_model_files(snapshot.model, scratch / "model")
+            hashes = {
+                files.MODEL: self._write_weights(snapshot, scratch / files.MODEL),
+                files.OPTIMIZER: tensor_file.write(scratch / files.OPTIMIZER, snapshot.optimizer),
+            }
             state = json.dumps(snapshot.state, indent=2, ensure_ascii=False, allow_nan=False)
             files.write_text(scratch / files.STATE, state + "\n")
-            files.seal(scratch, snapshot.step, self.run, time.monotonic() - started)
+            files.seal(scratch, snapshot.step, self.run, time.monotonic() - started, hashes)
             self._set_aside(target)
             files.publish(scratch, target)
         except BaseException:
@@ -165,8 +167,8 @@ class Checkpoints:
             raise
         self.damaged.discard(target.name)
 
-    def _write_model(self, snapshot: _Snapshot, folder: Path) -> None:
-        """As `save_model`; the tokenizer, which is always the same, is rendered once."""
+    def _write_model_files(self, model: Any, folder: Path) -> None:
+        """As `save_model`, but for the weights; the tokenizer, which is always the same, is rendered once."""
         folder.mkdir(parents=True)
         if not self._tokenizer_files:
             save_tokenizer(self.tokenizer, folder)
@@ -174,10 +176,15 @@ class Checkpoints:
         else:
             for name, content in self._tokenizer_files.items():
                 (folder / name).write_bytes(content)
-        # Names as they are in memory: those of a model that came from an old file would be turned back ("gamma").
-        snapshot.model.save_pretrained(folder, state_dict=dict(snapshot.weights), save_original_format=False)
+        model.save_pretrained(folder, state_dict={})
         for path in folder.iterdir():
             path.chmod(0o644)
+
+    @staticmethod
+    def _write_weights(snapshot: _Snapshot, path: Path) -> str:
+        """As save_pretrained(save_original_format=False): names as in memory (never "gamma"), tied ones once."""
+        weights = remove_tied_weights_from_state_dict(dict(snapshot.weights), snapshot.model)
+        return tensor_file.write(path, weights, {"format": "pt"})
 
     def _set_aside(self, target: Path) -> None:
         """Make way for a checkpoint whose damaged predecessor still stands; kept if it can't be told to be ours."""

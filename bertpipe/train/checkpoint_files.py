@@ -1,8 +1,9 @@
 """The bytes of one checkpoint folder: sealed by a manifest, moved by one rename, read with suspicion.
 
-`seal` flushes every file and folder, then writes manifest.json with each file's sha256 and, last, a digest of itself,
-so that no bit of the folder can change unseen. `problems` and `load` take a folder to be anything at all: whatever is
-wrong with it is a line or an ArtifactError, and nothing large is read before its size has been compared.
+`seal` sees to it that every file and folder is flushed, then writes manifest.json with each file's sha256 and, last, a
+digest of itself, so that no bit of the folder can change unseen. `problems` and `load` take a folder to be anything at
+all: whatever is wrong with it is a line or an ArtifactError, and nothing large is read before its size has been
+compared.
 """
 
 from __future__ import annotations
@@ -22,23 +23,12 @@ from safetensors.torch import load_file, load_model
 from bertpipe import __version__, artifact
 from bertpipe.errors import ArtifactError
 from bertpipe.train.optim import Optimizer
+from bertpipe.train.tensor_file import DTYPES
 
 KIND = "checkpoint"
 MODEL, OPTIMIZER, STATE = "model/model.safetensors", "optimizer.safetensors", "state.json"
 MOST_JSON = 1 << 20  # bytes of a manifest or state; parsed, JSON takes up to some fifty times its size
 MOST_HEADER = 1 << 22  # bytes; ten thousand tensors take two million
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def scratch_of(target: Path) -> Path:
@@ -60,13 +50,14 @@ def _environment() -> dict[str, str]:
     return artifact.environment()
 
 
-def seal(folder: Path, step: int, run: str, wall_seconds: float, **facts: Any) -> None:
-    """Flush all that lies in `folder`, then its manifest."""
+def seal(folder: Path, step: int, run: str, wall_seconds: float, flushed: dict[str, str], **facts: Any) -> None:
+    """Flush all that lies in `folder`, then its manifest. `flushed`: the sha256 of the files that are already."""
     files = {}
     for path in artifact.list_files(folder):
-        artifact.fsync(path)
         name = path.relative_to(folder).as_posix()
-        files[name] = {"bytes": path.stat().st_size, "sha256": artifact.hash_file(path)}
+        if name not in flushed:
+            artifact.fsync(path)
+        files[name] = {"bytes": path.stat().st_size, "sha256": flushed.get(name) or artifact.hash_file(path)}
     body = {
         "schema": artifact.SCHEMA,
         "kind": KIND,
@@ -106,7 +97,7 @@ def adopt(source: Path, folder: Path, run: str) -> Path:
     artifact.fsync(folder.parent)
     scratch = scratch_of(target)
     shutil.copytree(source, scratch, ignore=shutil.ignore_patterns(artifact.MANIFEST))
-    seal(scratch, manifest["counts"]["step"], run, 0.0, adopted_from=manifest.get("run", ""))
+    seal(scratch, manifest["counts"]["step"], run, 0.0, {}, adopted_from=manifest.get("run", ""))
     publish(scratch, target)
     return target
 
