@@ -25,6 +25,7 @@ from bertpipe.errors import DataError, StorageError
 
 SPECIALS = 2  # [CLS] and [SEP] around every sequence
 MIN_PIECE = 8  # a cut leaves at least so many tokens before it; a smaller room at a slot's end stays padding
+MOST_EMPTY = 100  # epochs in a row without a step: of pairs, a mixture's epoch may have none
 WINDOW_TOKENS = 1 << 28  # shards are shuffled together in windows of about this many tokens
 
 Cursor = tuple[int, int, int]  # window, segment within it, tokens of that segment already used
@@ -135,10 +136,13 @@ class Order:
         return self.slots_per_step
 
     def locate(self, step: int) -> tuple[int, int]:
-        """(epoch, step within it) of a step of the run, both from 0."""
-        epoch = 0
+        """(epoch, step within it) of a step of the run, both from 0; DataError where no epoch comes to a step."""
+        epoch = empty = 0
         while step >= (steps := self.steps_in(epoch)):
             epoch, step = epoch + 1, step - steps
+            empty = 0 if steps else empty + 1
+            if empty == MOST_EMPTY:
+                raise DataError(f"{self.shards.folder}: {empty} epochs in a row have nothing to train on")
         return epoch, step
 
     def _count_steps(self, epoch: int) -> int:
@@ -187,7 +191,7 @@ class Order:
             for _ in range(self.num_slots(step)):
                 taken, cursor = self._fill(epoch, cursor)
                 any_text |= bool(taken)
-            if any_text:  # none where the last windows have no document that this epoch visits
+            if any_text:  # none where a slot ended with the last pair, before windows without one (pairs.py)
                 yield start
                 step += 1
         yield cursor

@@ -272,6 +272,29 @@ def test_a_window_has_two_documents(tmp_path):
     assert [len(group) for group in order._group_shards(0)] == [2, 2, 3]
 
 
+def test_no_step_begins_where_no_pair_is_left(tmp_path):
+    """The slots end with a window's last pair, and no window behind it has one: its documents are of one token each."""
+    shards = write(tmp_path, [[16, 16]] * 8 + [[1]] * 40, 40)
+    behind = 0
+    for seed in range(40):
+        order = make(shards, "sop", seed=seed, sequence_length=18, slot_tokens=18, slots_per_step=1, window_tokens=1)
+        window, segment, _ = order._plan(0)[-1]  # where the pass that found the steps' starts ended
+        assert (window, segment) == (len(order._windows(0)), 0)
+        slots = [order.slots(step)[0] for step in range(order.steps_in(0))]
+        assert all(len(pieces.length) for pieces in slots)
+        cursor = tuple(order._plan(0)[-2])
+        behind += order._fill(0, cursor)[1][0] < window
+    assert behind, "the case came up"
+
+
+def test_documents_of_one_token_have_no_order_of_sentences(tmp_path):
+    """No epoch has a step: said, rather than looked for without end."""
+    shards = write(tmp_path, [[1]] * 40)
+    with pytest.raises(DataError, match="100 epochs in a row have nothing to train on"):
+        make(shards, "sop").prepare(1)
+    assert make(shards, "nsp").steps_in(0) == 1
+
+
 def test_one_document_makes_no_pairs(tmp_path):
     with pytest.raises(DataError, match="one document; pairs need two"):
         make(write(tmp_path / "s", [[5, 5, 5]]))
