@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
 
 
 def listed(value: str | list[str]) -> list[str]:
@@ -239,14 +241,21 @@ class FinetuneConfig(Section):
     baselines: str | list[str] = Field(default_factory=list)
     """Compared with the model on the same data: majority, tfidf (classification), scratch (same architecture, random
     weights, same recipe)."""
-    epochs: int = Field(default=3, ge=1)
-    """Passes over the training set."""
-    batch_size: int = Field(default=32, ge=1)
-    """Examples of one optimizer step over all processes."""
+    epochs: Count | list[Count] = 3
+    """Passes over the training set. Several values of epochs, batch_size and lr, e.g. lr: [2e-5, 3e-5, 5e-5], make a
+    grid; for each task the point with the best median over the seeds on validation is chosen."""
+    batch_size: Count | list[Count] = 32
+    """Examples of one optimizer step over all processes; one or several."""
     slots_per_step: int = Field(default=1, ge=1)
     """Packed rows a batch is spread over; the number of processes must divide it."""
-    lr: float = Field(default=5e-5, gt=0)
-    """Peak learning rate (AdamW, linear schedule)."""
+    lr: Rate | list[Rate] = 5e-5
+    """Peak learning rate (AdamW, linear schedule); one or several."""
+    patience: int | None = Field(default=None, ge=1)
+    """Epochs without a better score on validation after which a run ends; unset runs them all. The schedule stays that
+    of all `epochs`."""
+    warm_start: str | None = None
+    """Let rte, mrpc and stsb start from the best model of this task, which must be among `tasks` (mnli, as a rule), or
+    from a checkpoint (folder or Hub id); their heads are new."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps spent on linear warmup."""
     weight_decay: float = Field(default=0.01, ge=0)

@@ -116,9 +116,10 @@ def _plainly(message: str) -> str:
     if not found:
         return _clip(re.sub(r"""^Parser key "([^"]+)": (Problem with given class_path '[^']+': )?""", r"\1: ", text))
     key, reason = found["key"], found["reason"]
-    if limit := re.search(r"Input should be .*?(?= \[type=)", reason):
-        reason = limit[0]
-    elif reason.startswith(("Expected a ", "Does not validate against any", "Not a valid subclass")):
+    limits = re.findall(r"Input should be (?!a valid ).*?(?= \[type=)", reason)
+    if limits:  # of the last type that the value could be; a limit that the value equals is left out of the text
+        reason = limits[-1] + (f" {found['value']}" if limits[-1].endswith(("than", "to")) else "")
+    elif re.match("Expected a |Does not validate against any|Not a valid subclass|Input should be a valid", reason):
         reason = allowed(*key.split(".")[:2])
     return f"{key}: {_clip(reason)}, got {_clip(found['value'].partition(' Subclass types')[0])}"
 

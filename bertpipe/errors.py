@@ -26,5 +26,9 @@ class RunError(BertpipeError):
     """A run can't go on: it diverged, or one of its processes is lost or no longer holds what the others hold."""
 
 
+class DivergedError(RunError):
+    """Training came to numbers that are not finite."""
+
+
 class StorageError(BertpipeError):
     """The disk is full, over quota or failing while something is written."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bertpipe.config import Config, listed
 from bertpipe.downstream.facts import is_number
 from bertpipe.downstream.figures import INIT_NAMES
+from bertpipe.downstream.grid import points
 from bertpipe.downstream.report import FILTERS, ledger_rows
 from bertpipe.downstream.task_sources import SOURCES
 from bertpipe.downstream.tasks import TASKS
@@ -255,7 +256,7 @@ def limits(cfg: Config, facts: dict[str, Any]) -> list[str]:
     unknown = facts.get("tokenizer", {}).get("unknown_rate")
     if is_number(unknown) and unknown > 0.01:
         lines.append(f"{100 * unknown:.1f} % of the tokens of its own training text are unknown to its vocabulary.")
-    return lines + _score_limits(shown_tasks(cfg, facts), cfg.finetune.epochs)
+    return lines + _score_limits(shown_tasks(cfg, facts), max(point.epochs for point in points(cfg.finetune)))
 
 
 def _score_limits(tasks: dict[str, Any], epochs: int) -> list[str]:
@@ -271,6 +272,8 @@ def _score_limits(tasks: dict[str, Any], epochs: int) -> list[str]:
     if chosen:
         names = ", ".join(chosen)
         lines.append(f"The best epoch was chosen on the validation set that is also scored, which flatters: {names}.")
+    if gridded := [name for name, task in tasks.items() if task.get("grid")]:
+        lines.append(f"Learning rate, batch size and epochs were chosen there as well: {', '.join(gridded)}.")
     if cut:
         lines.append(f"Inputs that were longer than the limit of the fine-tuning, and were cut: {', '.join(cut)}.")
     return lines

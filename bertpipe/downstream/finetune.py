@@ -1,20 +1,22 @@
 """Stage: a checkpoint -> scores on tasks, through the same packed loop as pretraining.
 
     finetune-<fingerprint>/
-        scores.json                       every run and the median over seeds
-        <task>/model/                     the best seed's stock folder, label names included
+        scores.json                       every run, the median over seeds, and the points of the grid
+        table.txt                         what the command prints at the end
+        submission/                       test predictions as the benchmarks' scorers want them
+        <task>/model/                     the best run's stock folder, label names included
         <task>/scores.json                the task's part of scores.json
         <task>/runs/<init>-seed-<n>/      scores.json, metrics.jsonl, speed.jsonl, predictions-*.jsonl
 
-A run, task x init x seed, is a cell (cells.py) beside the artifact; only missing ones are made. Inits: `model`, and the
-baselines asked for (`scratch` is the same architecture from random weights; majority and tfidf see the same data).
+A run, task x init x point of the grid x seed, is a cell (cells.py) beside the artifact; only missing ones are made.
+Inits: `model`, and the baselines asked for (`scratch` is the same architecture from random weights; majority and tfidf
+see the same data). The point with the best median on validation is chosen, and its best run's model kept.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import statistics
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,13 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from bertpipe import artifact
-from bertpipe.config import Config, FinetuneConfig, listed
-from bertpipe.downstream import tasks
+from bertpipe.config import Config
+from bertpipe.downstream import grid, published, submission, summary, table, tasks
 from bertpipe.downstream.baselines import BASELINES
 from bertpipe.downstream.cells import Cell, cell, take
-from bertpipe.downstream.kind import Task
-from bertpipe.downstream.training import SCRATCH, Job, prepare, train
-from bertpipe.errors import ConfigError
+from bertpipe.downstream.training import Job, prepare, train
+from bertpipe.errors import ArtifactError
 from bertpipe.train.place import Place
 
 
@@ -39,35 +40,105 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     names = tasks.chosen(settings.tasks, settings.data)
     place = Place(cfg.runtime, settings.precision)
     place.share(settings.slots_per_step, "finetune.slots_per_step")
+    progress = _Progress(sum(len(grid.runs(settings, tasks.get(name))) for name in names))
+    cold = _Start.of(cfg, inputs, place)
+    warm = _Start.warm(cfg, place)
+    scores: dict[str, Any] = {}
     with place.together():
-        table = {name: _Scoring(cfg, place, name, inputs.get("pretrain")).score(out / name) for name in names}
+        for name in grid.ordered(names, settings):
+            warmed = name in grid.WARMED and name != settings.warm_start
+            start = warm if warmed and warm is not None else cold
+            scores[name] = _Scoring(cfg, place, name, start, progress).score(out / name)
+            if name == settings.warm_start:
+                warm = _Start.after(name, out / name / "model", scores[name])
     if place.is_main:
-        model = settings.model or str(inputs["pretrain"] / "model")
-        artifact.write_json(out / "scores.json", {"model": model, "tasks": table})
-        counts |= {name: {i: s["median"] for i, s in row["summary"].items()} for name, row in table.items()}
-        counts |= {"runs": sum(len(row["runs"]) for row in table.values()), **place.facts()}
+        rows = {name: scores[name] for name in names}
+        artifact.write_json(out / "scores.json", {"model": cold.model, "tasks": rows})
+        lines = [*table.lines(rows), *submission.write(out, rows)]
+        (out / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print("\n".join(lines), flush=True)
+        counts |= {name: {i: s["median"] for i, s in row["summary"].items()} for name, row in rows.items()}
+        counts |= {"runs": progress.total, "runs_made": progress.made, **place.facts()}
 
 
 def check(cfg: Config) -> None:
-    """ConfigError for unknown tasks or baselines, or no seeds; before anything is loaded."""
-    settings = cfg.finetune
-    for name in tasks.chosen(settings.tasks, settings.data):
-        tasks.get(name)
-    if not settings.seeds or (isinstance(settings.seeds, list) and len(set(settings.seeds)) < len(settings.seeds)):
-        raise ConfigError(f"finetune.seeds: {settings.seeds} must be at least one seed, each once")
-    choices = (*BASELINES, SCRATCH)
-    for name in listed(settings.baselines):
-        if name not in choices:
-            raise ConfigError(f"finetune.baselines: {name!r} is not one of {', '.join(choices)}")
+    """ConfigError for settings that make no runs; before anything is loaded."""
+    grid.check(cfg.finetune)
 
 
-def runs(settings: FinetuneConfig, task: Task) -> list[tuple[str, int]]:
-    """(init, seed) of every run of a task."""
-    seeds = list(range(1, settings.seeds + 1)) if isinstance(settings.seeds, int) else settings.seeds
-    baselines = listed(settings.baselines)
-    trained = ["model", *(name for name in baselines if name == SCRATCH)]
-    plain = [name for name in baselines if name in BASELINES and task.kind in BASELINES[name].kinds]
-    return [(init, seed) for init in trained for seed in seeds] + [(init, seeds[0]) for init in plain]
+@dataclass(frozen=True)
+class _Start:
+    """The checkpoint that runs begin with."""
+
+    model: str
+    """Folder or Hub id."""
+    identity: Any
+    """Of its content; known to the main process."""
+    new_head: bool = False
+
+    @staticmethod
+    def of(cfg: Config, inputs: dict[str, Path], place: Place) -> _Start:
+        """`finetune.model`, or this run's pretrained model."""
+        if cfg.finetune.model is None:
+            return _Start(str(inputs["pretrain"] / "model"), artifact.read_manifest(inputs["pretrain"])["fingerprint"])
+        cache = Path(cfg.runtime.root) / ".hashes.json"
+        return _Start(cfg.finetune.model, artifact.identify_model(cfg.finetune.model, cache) if place.is_main else None)
+
+    @staticmethod
+    def warm(cfg: Config, place: Place) -> _Start | None:
+        """`finetune.warm_start` where it is a checkpoint."""
+        name = cfg.finetune.warm_start
+        if name is None or name in tasks.TASKS:
+            return None
+        cache = Path(cfg.runtime.root) / ".hashes.json"
+        return _Start(name, {"warm_start": artifact.identify_model(name, cache) if place.is_main else None}, True)
+
+    @staticmethod
+    def after(name: str, model: Path, scores: dict[str, Any]) -> _Start:
+        """The best model of a task of this command."""
+        if scores["model"] is None:
+            raise ArtifactError(
+                f"finetune.warm_start: every run of {name} diverged, so there is no model to start from"
+            )
+        return _Start(str(model), {"warm_start": scores["model_fingerprint"]}, True)
+
+
+@dataclass
+class _Progress:
+    """Counts the runs of all tasks, and says how far it is."""
+
+    total: int
+    passed: int = 0
+    made: int = 0
+
+    def found(self, name: str, cells: list[Cell]) -> None:
+        """Say how many runs of a task are there already."""
+        num = sum(one.is_done for one in cells)
+        self.passed += num
+        if num:
+            print(f"{name}: {num} of {len(cells)} runs are there already", flush=True)
+
+    def finished(self, one: Cell, headline: str, left: int, seconds: float) -> None:
+        """Say what a run came to; `left` more of its task took `seconds` each so far."""
+        self.passed += 1
+        self.made += 1
+        outcome = one.outcome
+        what = [one.task, one.run.init, *([str(one.run.point)] if one.run.point else []), f"seed {one.run.seed}"]
+        result = f"{headline} {outcome['scores'][headline]:.3f}" if headline in outcome["scores"] else "no score"
+        if outcome["failed"]:
+            result += f" (failed: {outcome['failed']})"
+        rest = f"; {left} more of {one.task}, about {_duration(left * seconds)}" if left else ""
+        print(
+            f"run {self.passed} of {self.total}: {' '.join(what)}: {result}, {outcome['wall_seconds']} s{rest}",
+            flush=True,
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @dataclass(frozen=True)
@@ -77,106 +148,119 @@ class _Scoring:
     cfg: Config
     place: Place
     name: str
-    pretrained: Path | None
-    """This run's pretrain artifact, where `finetune.model` is not set."""
-
-    @property
-    def model(self) -> str:
-        return self.cfg.finetune.model or str(self.pretrained / "model" if self.pretrained else "")
+    start: _Start
+    progress: _Progress
 
     @cached_property
     def job(self) -> Job:
-        return prepare(self.name, self.cfg.finetune, self.model)
+        return prepare(self.name, self.cfg.finetune, self.start.model, self.start.new_head)
+
+    @property
+    def headline(self) -> str:
+        return tasks.get(self.name).headline
 
     def score(self, folder: Path) -> dict[str, Any]:
         """The task's part of scores.json; `folder` is made."""
         cells = self._cells()
-        for one in cells:
-            self._make(one)
-            self._keep_best(cells)
-        if not self._agreed(folder.name == self.name and (folder / "scores.json").is_file()):
-            best = self._best(cells)
-            if not self._agreed(artifact.is_complete(best.model)):  # it was not the best of an earlier, wider choice
-                if self.place.is_main:
-                    artifact.discard(best.folder)
-                self._make(best)
+        if self._agreed((folder / "scores.json").is_file()):
+            self.progress.passed += len(cells)
+        else:
+            self._make_missing(cells)
+            best = self._take_best(cells, folder)
             if self.place.is_main:
                 self._write(cells, best, folder)
             self.place.barrier()
-        scores = json.loads((folder / "scores.json").read_text())
-        if self.place.is_main:
-            print(_line(self.name, scores), flush=True)
-        return scores
+        return json.loads((folder / "scores.json").read_text())
 
     def _cells(self) -> list[Cell]:
+        """The task's runs; only the main process names them by what they depend on."""
         settings, task = self.cfg.finetune, tasks.get(self.name)
         root = Path(self.cfg.runtime.root)
-        cache = root / ".hashes.json" if self.place.is_main else None
-        data = tasks.identify([self.name], settings.data, cache)[self.name]
-        if self.pretrained is not None and settings.model is None:
-            model = artifact.read_manifest(self.pretrained)["fingerprint"]
-        else:
-            model = artifact.identify_model(self.model, cache)
-        return [cell(root, task, data, model, init, seed, settings) for init, seed in runs(settings, task)]
+        data = None
+        if self.place.is_main:
+            data = tasks.identify([self.name], settings.data, root / ".hashes.json")[self.name]
+        return [cell(root, task, data, self.start.identity, one, settings) for one in grid.runs(settings, task)]
 
     def _agreed(self, fact: bool) -> bool:
         """What the main process sees."""
         return any(self.place.sum([float(self.place.is_main and fact)]))
 
+    def _make_missing(self, cells: list[Cell]) -> None:
+        """Make the runs that aren't there, and drop the models that no choice can fall on any more."""
+        if self.place.is_main:
+            self.progress.found(self.name, cells)
+        left, started, made = sum(not one.is_done for one in cells), time.monotonic(), 0
+        for one in cells:
+            if not self._agreed(one.is_done):
+                self._make(one)
+                left, made = left - 1, made + 1
+                if self.place.is_main:
+                    self.progress.finished(one, self.headline, left, (time.monotonic() - started) / made)
+            if self.place.is_main:
+                wanted = summary.wanted(cells, grid.MODEL, self.headline)
+                for other in cells:
+                    if other not in wanted:
+                        other.drop_model()
+
     def _make(self, one: Cell) -> None:
-        """Make a run, if it isn't there."""
-        if self._agreed(one.is_done):
-            return
-        writing: Any = one.committing(self.name) if self.place.is_main else contextlib.nullcontext((None, {}))
+        writing: Any = one.committing() if self.place.is_main else contextlib.nullcontext((None, {}))
         job, started = self.job, time.monotonic()
         with writing as (scratch, counts):
-            if one.init in BASELINES:
-                outcome = _score_baseline(job, one.init, one.seed)
+            if one.run.init in BASELINES:
+                predicted = BASELINES[one.run.init].predict(job.splits, one.run.seed)
+                scores = job.score(job.task.validation, predicted)
+                outcome: dict[str, Any] = {"scores": scores, "best_epoch": None, "failed": None}
             else:
-                outcome = train(self.cfg, self.place, job, one.init, one.seed, scratch)
-            result = {"init": one.init, "seed": one.seed, **outcome}
+                outcome = train(self._cfg(one), self.place, job, one.run.init, one.run.seed, scratch)
             if self.place.is_main:
-                artifact.write_json(
-                    scratch / "scores.json",
-                    result
-                    | {
-                        "wall_seconds": round(time.monotonic() - started, 1),
-                        "labels": job.splits["train"].label_names,
-                        "sizes": {split: len(data) for split, data in job.splits.items()},
-                        "truncated": sum(encoded.num_truncated for encoded in job.encoded.values()),
-                    },
-                )
-                counts |= result["scores"]
+                point = vars(one.run.point) if one.run.point else {}
+                facts = {
+                    "wall_seconds": round(time.monotonic() - started, 1),
+                    "floor": job.floor,
+                    "labels": job.splits["train"].label_names,
+                    "sizes": {split: len(data) for split, data in job.splits.items()},
+                    "truncated": sum(encoded.num_truncated for encoded in job.encoded.values()),
+                }
+                result = {"init": one.run.init, "seed": one.run.seed, **point, **outcome, **facts}
+                artifact.write_json(scratch / "scores.json", result)
+                counts |= outcome["scores"]
         self.place.barrier()
 
-    def _best(self, cells: list[Cell]) -> Cell:
-        """Of the finished runs of the model, the one with the highest headline score."""
-        headline = tasks.get(self.name).headline
-        done = [one for one in cells if one.init == "model" and one.is_done]
-        return max(done, key=lambda one: one.scores()["scores"][headline])
+    def _cfg(self, one: Cell) -> Config:
+        return self.cfg.model_copy(update={"finetune": one.settings})
 
-    def _keep_best(self, cells: list[Cell]) -> None:
-        """Drop the models of the others."""
+    def _take_best(self, cells: list[Cell], folder: Path) -> Cell | None:
+        """The best run of the chosen point, its model brought to `folder`; made again where it was dropped."""
+        index = -1
         if self.place.is_main:
-            best = self._best(cells)
-            for one in cells:
-                if one is not best:
-                    one.drop_model()
+            best = summary.best(summary.choose(cells, grid.MODEL, self.headline), self.headline)
+            index = -1 if best is None else cells.index(best)
+        index = int(self.place.sum([float(index) if self.place.is_main else 0.0])[0])
+        if index < 0:
+            return None
+        best = cells[index]
+        while not self._agreed(self.place.is_main and best.take_model(folder / "model")):
+            again: Any = best.remaking() if self.place.is_main else contextlib.nullcontext()
+            with again as scratch:
+                train(self._cfg(best), self.place, self.job, best.run.init, best.run.seed, scratch)
+        return best
 
-    def _write(self, cells: list[Cell], best: Cell, folder: Path) -> None:
-        """Sum up a task's runs, and bring them and the best model into the artifact."""
-        task = tasks.get(self.name)
+    def _write(self, cells: list[Cell], best: Cell | None, folder: Path) -> None:
+        """Sum up a task's runs, and bring them into the artifact; scores.json last."""
+        task, several = tasks.get(self.name), len(grid.points(self.cfg.finetune)) > 1
         for one in cells:
-            take(one.folder, folder / "runs" / one.name)
-        take(best.model / "model", folder / "model")
-        results = [one.scores() for one in cells]
-        summary = {}
-        for init in dict.fromkeys(result["init"] for result in results):
-            values = [r["scores"][task.headline] for r in results if r["init"] == init]
-            middle = statistics.median(values)
-            summary[init] = {"median": middle, "lowest": min(values), "highest": max(values), "num_runs": len(values)}
-        shared = ("labels", "sizes", "truncated")
-        first = results[0]
+            take(one.folder, folder / "runs" / one.run.name(several))
+        chosen = {
+            init: summary.choose(cells, init, task.headline) for init in dict.fromkeys(one.run.init for one in cells)
+        }
+        shared = ("labels", "sizes", "truncated", "floor")
+        rows = [
+            {key: value for key, value in one.outcome.items() if key not in shared}
+            | {"folder": f"{self.name}/runs/{one.run.name(several)}"}
+            for group in chosen.values()
+            for one in group
+        ]
+        first = cells[0].outcome
         scores = {
             "kind": task.kind,
             "metric": task.headline,
@@ -184,22 +268,17 @@ class _Scoring:
             "num_train": first["sizes"]["train"],
             "num_validation": first["sizes"][task.validation],
             "truncated": first["truncated"],
-            "runs": [{key: value for key, value in result.items() if key not in shared} for result in results],
-            "summary": summary,
-            "model": f"{self.name}/model",
-            "model_seed": best.seed,
+            "floor": first["floor"],
+            "runs": rows,
+            "summary": {
+                init: summary.summarise([one.outcome for one in group], task.headline)
+                | ({"point": vars(group[0].run.point)} if several and group[0].run.point else {})
+                for init, group in chosen.items()
+            },
+            "grid": summary.grid_rows(cells, task.headline),
+            "model": f"{self.name}/model" if best else None,
+            "model_seed": best.run.seed if best else None,
+            "model_fingerprint": best.fingerprint if best else None,
+            "published": published.of(self.name),
         }
         artifact.write_json(folder / "scores.json", scores)
-
-
-def _score_baseline(job: Job, init: str, seed: int) -> dict[str, Any]:
-    predicted = BASELINES[init].predict(job.splits, seed)
-    return {"scores": job.score(job.task.validation, predicted), "best_epoch": None}
-
-
-def _line(name: str, scores: dict[str, Any]) -> str:
-    parts = [
-        f"{init} {s['median']:.3f}" + (f" [{s['lowest']:.3f}, {s['highest']:.3f}]" if s["num_runs"] > 1 else "")
-        for init, s in scores["summary"].items()
-    ]
-    return f"{name:<6} {scores['metric']}: " + "  ".join(parts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from bertpipe import outside
 from bertpipe.config import Config, FinetuneConfig
 from bertpipe.data.batches import Examples, ExampleSlots, pack_examples
 from bertpipe.downstream import tasks
+from bertpipe.downstream.baselines import BASELINES
+from bertpipe.downstream.grid import MODEL, SCRATCH, point_of
 from bertpipe.downstream.kind import Encoded, Kind, Outputs, Split, Task
 from bertpipe.downstream.kinds import KINDS
-from bertpipe.errors import ConfigError
+from bertpipe.errors import ConfigError, DivergedError
 from bertpipe.model import encoders, kernels
 from bertpipe.model.labelled import HEADS_OF, Head, Labelled
 from bertpipe.train import loop
@@ -30,7 +33,6 @@ from bertpipe.train.pretrain import load_tokenizer
 from bertpipe.train.tracking import Record
 
 PREDICT_TOKENS = 8_192  # of one packed row when predicting
-SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Job:
     model: str
     """Checkpoint folder or Hub id."""
     tokenizer: Any
+    new_head: bool = False
+    """Whether the checkpoint's own head, if it has one, is left behind."""
 
     @property
     def kind(self) -> Kind:
@@ -59,6 +63,14 @@ class Job:
         """What rows are filled with."""
         return self.tokenizer.pad_token_id or 0
 
+    @cached_property
+    def floor(self) -> float:
+        """The headline score of the most frequent training label; 0 for a form of task that has none."""
+        majority = BASELINES["majority"]
+        if self.task.kind not in majority.kinds:
+            return 0.0
+        return self.score(self.task.validation, majority.predict(self.splits, 0))[self.task.headline]
+
     def score(self, split: str, predicted: Any) -> dict[str, float]:
         """The task's metrics of a labelled split."""
         return dict(self.kind.score(self.task, self.splits[split], predicted))
@@ -68,11 +80,11 @@ class Job:
         return self.kind.decide(self.splits[split], self.encoded[split], outputs)
 
 
-def prepare(name: str, settings: FinetuneConfig, model: str) -> Job:
+def prepare(name: str, settings: FinetuneConfig, model: str, new_head: bool = False) -> Job:
     """Load and tokenize a task's data."""
     task, splits, tokenizer = tasks.get(name), tasks.load(name, settings.data), load_tokenizer_of(model)
     encoded = {s: KINDS[task.kind].encode(split, tokenizer, settings) for s, split in splits.items()}
-    return Job(task, splits, encoded, model, tokenizer)
+    return Job(task, splits, encoded, model, tokenizer, new_head)
 
 
 def load_tokenizer_of(model: str) -> Any:
@@ -89,16 +101,19 @@ def load_tokenizer_of(model: str) -> Any:
 
 
 def build(job: Job, settings: FinetuneConfig, init: str, seed: int) -> Any:
-    """The stock model of a run: the checkpoint's weights or random ones, the head random; all from `seed`."""
+    """The stock model of a run: the checkpoint's weights or random ones, a new head random; all from `seed`."""
     import transformers
 
     auto = getattr(transformers, job.head.auto_class)
     fields = job.kind.model_fields(job.splits["train"])
     torch.manual_seed(seed)
-    if init == SCRATCH:
+    if init == SCRATCH or job.new_head:
         stock = transformers.AutoConfig.from_pretrained(job.model, **fields)
         encoders.set_dropout(stock, settings.dropout)
         model = auto.from_config(stock, attn_implementation="eager", dtype=torch.float32)
+        if init != SCRATCH:  # the body and, where the family has it there, the pooler
+            body = encoders.load(transformers.AutoModel, job.model, "finetune.warm_start", settings.dropout)
+            model.base_model.load_state_dict(body.state_dict(), strict=False)
     else:
         model = encoders.load(auto, job.model, "finetune.model", settings.dropout, **fields)
     rows = model.get_input_embeddings().weight.shape[0]
@@ -115,7 +130,8 @@ def build(job: Job, settings: FinetuneConfig, init: str, seed: int) -> Any:
 def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Path | None) -> dict[str, Any]:
     """Fine-tune one model; the epoch with the best headline score on validation counts and is kept.
 
-    Writes records, predictions and (for init `model`) the model into `scratch` where that is given.
+    The settings are those of one point (grid.at). Writes records, predictions and (for init `model`) the model into
+    `scratch` where that is given. A run that diverges has no scores; `failed` says why a run counts for nothing.
     """
     settings = cfg.finetune
     model = build(job, settings, init, seed)
@@ -123,29 +139,17 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
     kernels.settle(kernel, cfg.runtime.require_fast_attention, say=place.is_main)
     encoders.make_packed(model, cfg.runtime.gradient_checkpointing, kernel.name)
     objective = job.head.module(model, place.precision).to(place.device)
-    examples = job.encoded["train"].examples
-    source = ExampleSlots(examples, settings.batch_size, settings.slots_per_step, seed, job.pad_id)
-    steps = source.steps_per_epoch * settings.epochs
-    optimizer = Optimizer(objective.model, recipe(settings, steps))
-    best = _Best(job, objective, place)
-    looping = loop.LoopSettings(
-        steps=steps,
-        slots_per_step=settings.slots_per_step,
-        seed=seed,
-        eval_every=source.steps_per_epoch,
-        log_every=cfg.runtime.log_every,
-        loader_workers=cfg.runtime.loader_workers,
-        progress=cfg.runtime.progress,
-        description=f"{job.task.name} {init} seed {seed}",
-        desync_every=cfg.runtime.desync_every,
-        timeout=cfg.runtime.timeout,
-    )
-    epoch_of = source.steps_per_epoch
-    with Record(scratch, cfg.runtime.log_every) as record:
-        loop.fit(objective, source, optimizer, looping, place, record, best, None, lambda step: step // epoch_of)
+    best = _Best(job, objective, place, settings.patience)
+    try:
+        _fit(cfg, place, job, best, init, seed, scratch)
+    except DivergedError as error:
+        reason = str(error).partition(";")[0]
+        return {"scores": {}, "best_epoch": None, "by_epoch": best.history, "failed": f"diverged: {reason}"}
+    finally:
+        place.release()
     objective.model.load_state_dict(best.weights)
-    place.release()
-    scores = best.scores
+    scores = dict(best.scores)
+    failed = failure(job, best.outputs, scores)
     for split in job.splits:
         if split == "train":
             continue
@@ -156,16 +160,60 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
             scores |= {f"{prefix}_{name}": value for name, value in job.score(split, predicted).items()}
         if scratch is not None:
             _write_predictions(job, split, outputs, predicted, scratch / f"predictions-{split}.jsonl")
-    if scratch is not None and init == "model":
+    if scratch is not None and init == MODEL:
         save_model(objective.model, job.tokenizer, scratch / "model")
-    return {"scores": scores, "best_epoch": best.epoch, "by_epoch": best.history}
+    return {"scores": scores, "best_epoch": best.epoch, "by_epoch": best.history, "failed": failed}
+
+
+def _fit(cfg: Config, place: Place, job: Job, best: _Best, init: str, seed: int, scratch: Path | None) -> None:
+    """Train the objective of `best` in place, which is asked after each epoch."""
+    settings, point = cfg.finetune, point_of(cfg.finetune)
+    examples = job.encoded["train"].examples
+    source = ExampleSlots(examples, point.batch_size, settings.slots_per_step, seed, job.pad_id)
+    steps, epoch_of = source.steps_per_epoch * point.epochs, source.steps_per_epoch
+    optimizer = Optimizer(best.objective.model, recipe(settings, steps))
+    looping = loop.LoopSettings(
+        steps=steps,
+        slots_per_step=settings.slots_per_step,
+        seed=seed,
+        eval_every=epoch_of,
+        log_every=cfg.runtime.log_every,
+        loader_workers=cfg.runtime.loader_workers,
+        progress=cfg.runtime.progress,
+        description=f"{job.task.name} {init} seed {seed}",
+        desync_every=cfg.runtime.desync_every,
+        timeout=cfg.runtime.timeout,
+    )
+    with Record(scratch, cfg.runtime.log_every) as record:
+        loop.fit(
+            *(best.objective, source, optimizer, looping, place, record, best),
+            epoch_of=lambda step: step // epoch_of,
+            enough=best.enough,
+        )
+
+
+def failure(job: Job, outputs: Outputs, scores: dict[str, float]) -> str | None:
+    """Why a run counts as failed, if it does: one answer to everything, or no better than the majority's.
+
+    Mosbach et al. 2021, section 3, after Dodge et al. 2020; they look at the last epoch, this at the one that counts.
+    """
+    split, score = job.task.validation, scores[job.task.headline]
+    predicted = job.decide(split, outputs)
+    if score >= 1:  # also where validation knows one answer only
+        return None
+    if len(predicted) > 1 and all(np.array_equal(one, predicted[0]) for one in predicted):
+        line = job.kind.line(job.splits[split], job.encoded[split], outputs, predicted, 0)
+        return f"predicts {line.get('prediction')!r} for every example"
+    if score <= job.floor:
+        return f"scores {score:.3f}, no more than the same answer to every example ({job.floor:.3f})"
+    return None
 
 
 def recipe(settings: FinetuneConfig, steps: int) -> Recipe:
     """AdamW as BERT's fine-tuning has it (Devlin et al. 2019, A.3)."""
     return Recipe(
         name="adamw",
-        lr=settings.lr,
+        lr=point_of(settings).lr,
         weight_decay=settings.weight_decay,
         betas=(0.9, 0.999),
         eps=1e-8,
@@ -179,8 +227,8 @@ def recipe(settings: FinetuneConfig, steps: int) -> Recipe:
 class _Best:
     """Scores the model on validation when called, and remembers the best epoch's weights."""
 
-    def __init__(self, job: Job, objective: Labelled, place: Place):
-        self.job, self.objective, self.place = job, objective, place
+    def __init__(self, job: Job, objective: Labelled, place: Place, patience: int | None):
+        self.job, self.objective, self.place, self.patience = job, objective, place, patience
         self.scores: dict[str, float] = {}
         self.epoch = 0
         self.history: list[float] = []
@@ -190,12 +238,18 @@ class _Best:
     def __call__(self) -> dict[str, float]:
         split, headline = self.job.task.validation, self.job.task.headline
         outputs = predict(self.objective, self.job, split, self.place)
+        if not np.isfinite(outputs.logits).all():
+            raise DivergedError(f"epoch {len(self.history) + 1}: logits on {split} are not finite; lower finetune.lr")
         scores = self.job.score(split, self.job.decide(split, outputs))
         self.history.append(scores[headline])
         if not self.weights or scores[headline] > self.scores[headline]:
             self.scores, self.epoch, self.outputs = scores, len(self.history), outputs
             self.weights = {n: t.detach().to("cpu", copy=True) for n, t in self.objective.model.state_dict().items()}
         return {f"eval_{name}": value for name, value in scores.items()}
+
+    def enough(self) -> bool:
+        """Whether the score has not risen for `finetune.patience` epochs."""
+        return self.patience is not None and len(self.history) - self.epoch >= self.patience
 
 
 def predict(objective: Labelled, job: Job, split: str, place: Place) -> Outputs:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bertpipe.errors import RunError
+from bertpipe.errors import DivergedError, RunError
 from bertpipe.train.place import Place
 
 DECAY = 0.98  # of the running mean and variance of the loss: about the last 50 steps
@@ -31,14 +31,14 @@ class Guard:
     def judge(self, step: int, loss: float, norm: float, losses: list[float]) -> str | None:
         """Why step `step` (from 1) must be skipped, or None.
 
-        `losses` are those of its slots. Raises RunError when `max_skipped` steps in a row were not finite.
+        `losses` are those of its slots. Raises DivergedError when `max_skipped` steps in a row were not finite.
         """
         if not math.isfinite(loss) or not math.isfinite(norm):
             self._skip()
             if self.state["in_a_row"] >= self.max_skipped:
                 bad = [str(number) for number, value in enumerate(losses) if not math.isfinite(value)]
                 where = f" (of slots {', '.join(bad[:8])}{', ...' if len(bad) > 8 else ''})" if bad else ""
-                raise RunError(
+                raise DivergedError(
                     f"step {step}: loss {loss}{where}, gradient norm {norm}; {self.state['in_a_row']} step(s) in a row "
                     "could not be taken: diverged; lower the learning rate. `bertpipe replay "
                     f"--step {step}` with the same config rebuilds its batch"

@@ -64,11 +64,13 @@ def fit(
     epoch_of: Callable[[int], int] = lambda step: 0,
     meter: Meter | None = None,
     trace: Trace | None = None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Speed:
     """Train `objective` in place for the settings' steps, from the newest checkpoint if there is one.
 
-    KeyboardInterrupt (Ctrl-C or SIGTERM on any process) ends it after the current step, or in the midst of an
-    evaluation, with a checkpoint saved. Raises RunError when the run diverged or a process is lost.
+    `enough`, asked after each evaluation, ends the run early; it says the same on every process. KeyboardInterrupt
+    (Ctrl-C or SIGTERM on any process) ends it after the current step, or in the midst of an evaluation, with a
+    checkpoint saved. Raises DivergedError, and RunError when a process is lost.
     """
     share = place.share(settings.slots_per_step, "slots_per_step")
     state = _resume(objective, optimizer, place, record, checkpoints)
@@ -87,6 +89,7 @@ def fit(
                 record.write("speed", {"step": step + 1} | run.speed.read())
             if last or (step + 1) % settings.eval_every == 0:
                 run.assess(step + 1)
+                last = last or enough()
             due = settings.checkpoint_every and (step + 1) % settings.checkpoint_every == 0
             if last or due or stopping:
                 run.save(step + 1)
@@ -96,6 +99,8 @@ def fit(
                 trace.step()
             if stopping:
                 raise Stopped
+            if last:
+                break
         place.check_stop()  # asked for in the last step
     return run.speed
 

@@ -1,0 +1,90 @@
+"""The runs of a task, summed up: median, quartiles, failed runs, and the point of the grid that is chosen.
+
+A run has failed when it diverged, gives one answer to everything, or scores no more than the majority's answer does
+(training.failure). Median and quartiles are those of all runs, the failed ones too; one that diverged, which has no
+score, counts as the majority's answer. Where some failed, the median of the sound ones stands beside.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bertpipe.downstream.cells import Cell
+from bertpipe.downstream.grid import Point
+
+T = TypeVar("T")
+
+
+def value(outcome: dict[str, Any], headline: str) -> float:
+    """What a run counts as."""
+    return outcome["scores"].get(headline, outcome["floor"])
+
+
+def summarise(outcomes: Sequence[dict[str, Any]], headline: str) -> dict[str, Any]:
+    """The figures of runs that differ in their seeds alone; `outcomes` as cells hold them, one at least."""
+    values = [value(outcome, headline) for outcome in outcomes]
+    sound = [value(outcome, headline) for outcome in outcomes if not outcome["failed"]]
+    lower, upper = map(float, np.percentile(values, [25, 75]))
+    figures = {
+        "median": statistics.median(values),
+        "lowest": min(values),
+        "highest": max(values),
+        "lower_quartile": lower,
+        "upper_quartile": upper,
+        "num_runs": len(values),
+        "num_failed": len(values) - len(sound),
+    }
+    if sound and len(sound) < len(values):
+        figures["median_of_sound"] = statistics.median(sound)
+    return figures
+
+
+def by_point(cells: Iterable[Cell], init: str) -> dict[Point | None, list[Cell]]:
+    """The runs of an init, in the order of the grid."""
+    return _grouped((one for one in cells if one.run.init == init), lambda one: one.run.point)
+
+
+def choose(cells: Iterable[Cell], init: str, headline: str) -> list[Cell]:
+    """The runs of the point with the highest median; all of them must be finished."""
+    groups = by_point(cells, init).values()
+    return max(groups, key=lambda group: statistics.median(value(one.outcome, headline) for one in group))
+
+
+def best(cells: Iterable[Cell], headline: str) -> Cell | None:
+    """Of finished runs the one with the highest score; None when all of them diverged."""
+    scored = [one for one in cells if one.is_done and headline in one.outcome["scores"]]
+    return max(scored, key=lambda one: one.outcome["scores"][headline], default=None)
+
+
+def wanted(cells: Sequence[Cell], init: str, headline: str) -> list[Cell]:
+    """Runs whose models may still be the one that is kept: the best of the leading point, and of unfinished points."""
+    groups = by_point(cells, init).values()
+    finished = [one for group in groups if all(cell.is_done for cell in group) for one in group]
+    unfinished = [group for group in groups if not all(cell.is_done for cell in group)]
+    leading = [choose(finished, init, headline)] if finished else []
+    return [one for group in (*leading, *unfinished) if (one := best(group, headline)) is not None]
+
+
+def grid_rows(cells: Sequence[Cell], headline: str) -> list[dict[str, Any]]:
+    """A row for each init and point: its figures, and whether it is the chosen one. Empty where there is no choice."""
+    rows = []
+    for init in dict.fromkeys(one.run.init for one in cells):
+        groups = by_point(cells, init)
+        chosen = choose(cells, init, headline)[0].run.point
+        for point, group in groups.items():
+            if len(groups) > 1 and point is not None:
+                scores = {str(one.run.seed): one.outcome["scores"].get(headline) for one in group}
+                figures = summarise([one.outcome for one in group], headline)
+                rows.append({"init": init, **vars(point), "chosen": point == chosen, **figures, "scores": scores})
+    return rows
+
+
+def _grouped(values: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
+    groups: dict[Any, list[T]] = {}
+    for one in values:
+        groups.setdefault(key(one), []).append(one)
+    return groups
