@@ -230,10 +230,11 @@ class FinetuneConfig(Section):
     """Fine-tuning and scoring."""
 
     tasks: str | list[str] = "docs"
-    """Rows of the task table: cola, sst2, mrpc, qqp, stsb, qnli, rte, wnli, docs; or all: whatever of GLUE `data`
-    holds."""
+    """Rows of the task table: GLUE's cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, SuperGLUE's boolq, cb, wic,
+    copa; swag; docs; or all: whatever of these `data` holds, or without it GLUE."""
     data: str | None = None
-    """Folder laid out <task>/{train,validation,test}.parquet; unset loads nyu-mll/glue from the Hub."""
+    """Folder laid out <task>/{train,validation,test}.parquet; unset loads nyu-mll/glue, aps/super_glue or allenai/swag
+    from the Hub."""
     model: str | None = None
     """Checkpoint to fine-tune (folder or Hub id); unset takes this run's pretrained model."""
     seeds: int | list[int] = 3

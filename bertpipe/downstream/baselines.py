@@ -5,12 +5,16 @@ The third baseline, `scratch` (the same architecture from random weights), is tr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bertpipe.downstream.tasks import Split
+
+if TYPE_CHECKING:
+    from bertpipe.downstream.training import Job
 
 
 def majority(splits: dict[str, Split], seed: int = 0) -> np.ndarray:
@@ -25,23 +29,45 @@ def majority(splits: dict[str, Split], seed: int = 0) -> np.ndarray:
 
 def tfidf(splits: dict[str, Split], seed: int = 0) -> np.ndarray:
     """[validation] codes from logistic regression on TF-IDF word weights; the two texts of a pair are joined."""
+    train, validation = splits["train"], splits["validation"]
+    assert train.label_names is not None and train.labels is not None, "classification only"
+    texts = [" ".join(texts) for texts in train.texts]
+    if np.unique(train.labels).size == 1 or not _is_written(texts):
+        return majority(splits, seed)  # nothing to tell apart, or nothing to tell it by
+    vectorizer, model = _fit(texts, train.labels, seed)
+    return model.predict(vectorizer.transform([" ".join(texts) for texts in validation.texts])).astype(np.int64)
+
+
+def tfidf_of_choices(splits: dict[str, Split], seed: int = 0) -> np.ndarray:
+    """[validation] numbers of the choices whose words alone look most like those of right ones: what a task gives away
+    (Gururangan et al. 2018). A linear model of the first text's words would rank all choices of an example alike."""
+    train, validation = splits["train"], splits["validation"]
+    texts = [choice for _, *choices in train.texts for choice in choices]
+    if not _is_written(texts):
+        return majority(splits, seed)
+    right = np.arange(len(texts)) % (len(texts) // len(train)) == np.repeat(train.labels, len(texts) // len(train))
+    vectorizer, model = _fit(texts, right, seed)
+    asked = vectorizer.transform([choice for _, *choices in validation.texts for choice in choices])
+    return model.decision_function(asked).reshape(len(validation), -1).argmax(1)
+
+
+def _is_written(texts: list[str]) -> bool:
+    return any(character.isalnum() for text in texts for character in text)
+
+
+def _fit(texts: list[str], labels: np.ndarray, seed: int) -> tuple[Any, Any]:
+    """Word weights, and logistic regression on them."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    train, validation = splits["train"], splits["validation"]
-    assert train.label_names is not None and train.labels is not None, "classification only"
-    written = any(character.isalnum() for texts in train.texts for text in texts for character in text)
-    if np.unique(train.labels).size == 1 or not written:
-        return majority(splits, seed)  # nothing to tell apart, or nothing to tell it by
     # Every run of letters or digits is a word, down to one character, so that no example set has an empty vocabulary
     # merely because its words are short.
     vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
-    words = vectorizer.fit_transform([" ".join(texts) for texts in train.texts])
+    words = vectorizer.fit_transform(texts)
     # Too small for several threads: on two busy cores they waited for one another, 48 s where one thread took 2.
     with threadpool_limits(1, user_api="blas"):
-        model = LogisticRegression(max_iter=1_000, random_state=seed).fit(words, train.labels)
-    return model.predict(vectorizer.transform([" ".join(texts) for texts in validation.texts])).astype(np.int64)
+        return vectorizer, LogisticRegression(max_iter=1_000, random_state=seed).fit(words, labels)
 
 
 @dataclass(frozen=True)
@@ -50,9 +76,18 @@ class Baseline:
 
     predict: Callable[[dict[str, Split], int], np.ndarray]
     kinds: tuple[str, ...]
+    others: Mapping[str, Callable[[dict[str, Split], int], np.ndarray]] = field(default_factory=dict)
+    """What does it in place of `predict` for some of these kinds."""
+
+
+def predict(name: str, job: Job, split: str, seed: int = 0) -> Any:
+    """The predictions of a baseline for any split of a task."""
+    baseline = BASELINES[name]
+    function = baseline.others.get(job.task.kind, baseline.predict)
+    return function({"train": job.splits["train"], "validation": job.splits[split]}, seed)
 
 
 BASELINES: dict[str, Baseline] = {
-    "majority": Baseline(majority, ("classification", "regression")),
-    "tfidf": Baseline(tfidf, ("classification",)),
+    "majority": Baseline(majority, ("classification", "regression", "choices")),
+    "tfidf": Baseline(tfidf, ("classification", "choices"), {"choices": tfidf_of_choices}),
 }

@@ -20,8 +20,13 @@ class Tokens:
     """For each example [length] int64: [CLS] a [SEP], or [CLS] a [SEP] b [SEP]; length <= max_length."""
     token_type_ids: list[np.ndarray]
     """For each example [length] int64: 0, and 1 from b on (always 0 for families without segments)."""
-    num_truncated: int
-    """Examples that were longer than max_length."""
+    truncated: list[int]
+    """The examples that were longer than max_length."""
+
+    @property
+    def num_truncated(self) -> int:
+        """How many they are."""
+        return len(self.truncated)
 
 
 def encode_texts(texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int) -> Tokens:
@@ -30,20 +35,19 @@ def encode_texts(texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: i
     Equals `tokenizer([a], [b], truncation="longest_first", max_length=max_length)` for each example: from a pair that
     is too long, tokens are taken off the longer side first (Devlin et al. 2019, `_truncate_seq_pair`).
     """
-    result = Tokens([], [], 0)
-    num_truncated = 0
+    result = Tokens([], [], [])
     for start in range(0, len(texts), CHUNK):
         chunk = texts[start : start + CHUNK]
         rows, types = _call(tokenizer, chunk)
         long = [row for row, ids in enumerate(rows) if len(ids) > max_length]
-        num_truncated += len(long)
+        result.truncated.extend(start + row for row in long)
         if long:
             cut = _call(tokenizer, [chunk[row] for row in long], truncation="longest_first", max_length=max_length)
             for row, ids, type_ids in zip(long, *cut, strict=True):
                 rows[row], types[row] = ids, type_ids
         result.input_ids.extend(np.asarray(ids, dtype=np.int64) for ids in rows)
         result.token_type_ids.extend(np.asarray(ids, dtype=np.int64) for ids in types)
-    return Tokens(result.input_ids, result.token_type_ids, num_truncated)
+    return result
 
 
 def _call(tokenizer: Any, texts: Sequence[tuple[str, ...]], **truncation: Any) -> tuple[list, list]:

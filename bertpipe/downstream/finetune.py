@@ -25,7 +25,7 @@ from typing import Any
 
 from bertpipe import artifact
 from bertpipe.config import Config
-from bertpipe.downstream import grid, published, submission, summary, table, tasks
+from bertpipe.downstream import baselines, grid, published, submission, summary, table, tasks
 from bertpipe.downstream.baselines import BASELINES
 from bertpipe.downstream.cells import Cell, cell, take
 from bertpipe.downstream.training import Job, prepare, train
@@ -207,8 +207,9 @@ class _Scoring:
         job, started = self.job, time.monotonic()
         with writing as (scratch, counts):
             if one.run.init in BASELINES:
-                predicted = BASELINES[one.run.init].predict(job.splits, one.run.seed)
-                scores = job.score(job.task.validation, predicted)
+                scores: dict[str, float] = {}
+                for split in filter(job.is_scored, job.splits):
+                    scores |= job.score(split, baselines.predict(one.run.init, job, split, one.run.seed))
                 outcome: dict[str, Any] = {"scores": scores, "best_epoch": None, "failed": None}
             else:
                 outcome = train(self._cfg(one), self.place, job, one.run.init, one.run.seed, scratch)
@@ -275,6 +276,7 @@ class _Scoring:
                 | ({"point": vars(group[0].run.point)} if several and group[0].run.point else {})
                 for init, group in chosen.items()
             },
+            "further": summary.further(task, [one.outcome for one in chosen[grid.MODEL]]),
             "grid": summary.grid_rows(cells, task.headline),
             "model": f"{self.name}/model" if best else None,
             "model_seed": best.run.seed if best else None,

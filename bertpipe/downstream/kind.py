@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +44,15 @@ class Task:
     """Labelled splits to score; the first one chooses the epoch and the best run."""
     predicted: tuple[str, ...] = ("test",)
     """Splits that may be missing, and whose labels may be secret: predictions are written."""
+    diagnostic: Mapping[str, str] = field(default_factory=dict)
+    """Those of `predicted` that lie beside the task, as `test` of a folder (of the Hub: a config) called as they are;
+    and the metric (key into metrics.METRICS) that scores each where it is labelled."""
+    other_text: tuple[str, ...] = ()
+    """What another edition of the same data calls the columns of `text`."""
+    templates: tuple[str, ...] = ()
+    """Format strings that make the texts of an example out of the columns; empty: the columns are the texts."""
+    phrases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Of columns that hold a keyword: what to read in its place, by keyword."""
 
     @property
     def validation(self) -> str:
@@ -59,6 +68,10 @@ class Task:
     def splits(self) -> tuple[str, ...]:
         """All that there may be."""
         return (*self.required, *self.predicted)
+
+    def prefix(self, split: str) -> str:
+        """What the names of a split's scores begin with: nothing for the one that chooses, else `mismatched_`."""
+        return "" if split == self.validation else split.removeprefix("validation_") + "_"
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,20 @@ class AccuracyAndMacroF1(evaluate.Metric):
         return {"accuracy": _accuracy(predictions, references), "macro_f1": macro}
 
 
+class AccuracyAndMeanF1(evaluate.Metric):
+    """CB: accuracy, the mean of the classes' F1, and the mean of both (Wang et al. 2019, SuperGLUE, section 3.1)."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Accuracy, unweighted mean of the F1 of the classes, mean of both", _CODES)
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        from sklearn.metrics import f1_score
+
+        accuracy = _accuracy(predictions, references)
+        f1 = f1_score(references, predictions, average="macro", zero_division=0.0)
+        return {"accuracy": accuracy, "f1": f1, "combined": (accuracy + f1) / 2}
+
+
 class PearsonAndSpearman(evaluate.Metric):
     """STS-B: both correlations and their mean; 0 where one side is constant, so that they are undefined."""
 
@@ -133,5 +147,6 @@ METRICS: dict[str, type[evaluate.Metric]] = {
     "accuracy": Accuracy,
     "accuracy_and_f1": AccuracyAndF1,
     "accuracy_and_macro_f1": AccuracyAndMacroF1,
+    "accuracy_and_mean_f1": AccuracyAndMeanF1,
     "pearson_and_spearman": PearsonAndSpearman,
 }

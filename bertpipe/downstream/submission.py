@@ -89,6 +89,11 @@ def _code(prediction: str, labels: list[str]) -> int:
     return labels.index(prediction)
 
 
+def _choice(prediction: int, labels: list[str]) -> int:
+    """The number of the choice, from 0."""
+    return prediction
+
+
 def _similarity(prediction: float, labels: list[str]) -> str:
     """From 0 to 5, as the gold scores are."""
     return f"{min(5.0, max(0.0, prediction)):.3f}"
@@ -108,7 +113,7 @@ FILES: dict[tuple[str, str], File] = {
     ("mnli", "ax"): File("AX.tsv", _name),
     ("boolq", "test"): File("BoolQ.jsonl", _word),
     ("cb", "test"): File("CB.jsonl", _name),
-    ("copa", "test"): File("COPA.jsonl", _code),
+    ("copa", "test"): File("COPA.jsonl", _choice),
     ("wic", "test"): File("WiC.jsonl", _word),
 }
 """By task and split."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from bertpipe.downstream.cells import Cell
 from bertpipe.downstream.grid import Point
+from bertpipe.downstream.kind import Task
 
 T = TypeVar("T")
 
@@ -41,6 +42,14 @@ def summarise(outcomes: Sequence[dict[str, Any]], headline: str) -> dict[str, An
     if sound and len(sound) < len(values):
         figures["median_of_sound"] = statistics.median(sound)
     return figures
+
+
+def further(task: Task, outcomes: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The medians of what splits beside the one that chooses scored, over the runs that have scores."""
+    prefixes = tuple(map(task.prefix, task.splits[2:]))
+    scores = [outcome["scores"] for outcome in outcomes if outcome["scores"]]
+    names = [name for name in (scores[0] if scores else ()) if name.startswith(prefixes)]
+    return {name: statistics.median(one[name] for one in scores) for name in names}
 
 
 def by_point(cells: Iterable[Cell], init: str) -> dict[Point | None, list[Cell]]:

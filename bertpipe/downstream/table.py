@@ -33,6 +33,7 @@ def lines(tables: dict[str, Any]) -> list[str]:
 def _notes(tables: dict[str, Any], others: list[str]) -> list[str]:
     notes = []
     for name, row in tables.items():
+        notes += [f"{name} {metric.replace('_', ' ')}: median {x:.3f}" for metric, x in row["further"].items()]
         for init, figures in row["summary"].items():
             if "median_of_sound" in figures:
                 notes.append(f"{name} {init}: median of the sound runs {figures['median_of_sound']:.3f}")

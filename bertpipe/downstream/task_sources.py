@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,8 +44,8 @@ class FolderOrHub(Source):
 
     gathered = True
 
-    def __init__(self, title: str, repo: str):
-        self.title, self.repo = title, repo
+    def __init__(self, title: str, repo: str, config: str | None = None):
+        self.title, self.repo, self.config = title, repo, config
 
     def load(self, task: Task, data: str | None) -> dict[str, Split]:
         """See Source."""
@@ -59,14 +60,16 @@ class FolderOrHub(Source):
         import datasets
 
         with self._hub_errors(task):
-            builder = datasets.load_dataset_builder(self.repo, task.name)
+            builder = datasets.load_dataset_builder(self.repo, self.config or task.name)
         return {"hub": self.repo, "revision": str(builder.hash)}
 
     def _load_hub(self, task: Task) -> dict[str, Split]:
         import datasets
 
         with self._hub_errors(task):
-            loaded = datasets.load_dataset(self.repo, task.name)
+            loaded = datasets.load_dataset(self.repo, self.config or task.name)
+            for split in task.diagnostic:
+                loaded[split] = datasets.load_dataset(self.repo, split, split="test")
         for split in task.required:
             if split not in loaded:
                 raise DataError(f"{self.repo} ({task.name}): no split {split!r}; it has {', '.join(loaded)}")
@@ -128,6 +131,7 @@ def _paths(task: Task, data: str) -> dict[str, Path]:
             f"(tasks found in {data}: {', '.join(found) or 'none'})"
         )
     paths = {split: folder / f"{split}.parquet" for split in task.splits}
+    paths |= {split: Path(data) / split / "test.parquet" for split in task.diagnostic}
     for split in task.required:
         if not paths[split].is_file():
             wanted = " and ".join(task.required)
@@ -150,6 +154,8 @@ def read(table: pa.Table, task: Task, split: str, where: str, names: tuple[str, 
     """Check one table against the task's row. `where` names it in errors; `names` are the label names it declares."""
     from bertpipe.downstream.kinds import KINDS
 
+    if task.other_text and set(task.other_text) <= set(table.column_names):
+        task = replace(task, text=task.other_text)
     kind = KINDS[task.kind]
     if table.num_rows == 0:
         raise DataError(f"{where}: no rows")
@@ -187,5 +193,7 @@ def _first_line(error: BaseException) -> str:
 
 SOURCES: dict[str, Source] = {
     "glue": FolderOrHub("GLUE", "nyu-mll/glue"),
+    "superglue": FolderOrHub("SuperGLUE", "aps/super_glue"),
+    "swag": FolderOrHub("SWAG", "allenai/swag", "regular"),
     "docs": Docs(),
 }

@@ -1,5 +1,6 @@
 """Which tasks there are: a task is one row of `TASKS`. Its data comes from a row of SOURCES (task_sources.py), its form
-is a row of KINDS (kinds/). GLUE: Wang et al. 2019, https://gluebenchmark.com.
+is a row of KINDS (kinds/). GLUE: Wang et al. 2019, https://gluebenchmark.com. SuperGLUE: Wang et al. 2019,
+https://super.gluebenchmark.com; its RTE is GLUE's under other column names. SWAG: Zellers et al. 2018.
 
     splits = load("mrpc", data="glue")
     splits["train"].texts[0], splits["train"].labels[0]
@@ -62,7 +63,10 @@ def identify(names: Iterable[str], data: str | None = None, cache: Path | None =
     return {task.name: SOURCES[task.source].identify(task, data, cache) for task in map(get, names)}
 
 
-_ONE, _PAIR = ("sentence",), ("sentence1", "sentence2")
+_ONE, _PAIR, _NLI = ("sentence",), ("sentence1", "sentence2"), ("premise", "hypothesis")
+_ENDINGS = ("ending0", "ending1", "ending2", "ending3")
+_QUESTIONS = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
+"""As the baselines of SuperGLUE's authors ask COPA: https://github.com/nyu-mll/jiant, jiant/tasks/lib/copa.py."""
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -75,11 +79,28 @@ TASKS: dict[str, Task] = {
         Task("qqp", "classification", ("question1", "question2"), "label", ("not_duplicate", "duplicate"),
              "accuracy_and_f1", "f1", "glue"),
         Task("stsb", "regression", _PAIR, "label", None, "pearson_and_spearman", "spearman", "glue"),
+        Task("mnli", "classification", _NLI, "label", ("entailment", "neutral", "contradiction"),
+             "accuracy", "accuracy", "glue", ("validation_matched", "validation_mismatched"),
+             ("test_matched", "test_mismatched", "ax"), diagnostic={"ax": "matthews_correlation"}),
         Task("qnli", "classification", ("question", "sentence"), "label", ("entailment", "not_entailment"),
              "accuracy", "accuracy", "glue"),
-        Task("rte", "classification", _PAIR, "label", ("entailment", "not_entailment"), "accuracy", "accuracy", "glue"),
+        Task("rte", "classification", _PAIR, "label", ("entailment", "not_entailment"), "accuracy", "accuracy", "glue",
+             other_text=_NLI),
         Task("wnli", "classification", _PAIR, "label", ("not_entailment", "entailment"),
              "accuracy", "accuracy", "glue"),
+        Task("boolq", "classification", ("question", "passage"), "label", ("False", "True"),
+             "accuracy", "accuracy", "superglue"),
+        Task("cb", "classification", _NLI, "label", ("entailment", "contradiction", "neutral"),
+             "accuracy_and_mean_f1", "combined", "superglue"),
+        # A sentence classifier is told the word before the first sentence (Schick and Schuetze 2021, NAACL, whose code
+        # is https://github.com/timoschick/pet, pet/task_helpers.py); SuperGLUE's own baseline has a head of its own.
+        Task("wic", "classification", ("word", *_PAIR), "label", ("False", "True"), "accuracy", "accuracy", "superglue",
+             templates=("{word}: {sentence1}", "{sentence2}")),
+        Task("copa", "choices", ("premise", "question", "choice1", "choice2"), "label", ("choice1", "choice2"),
+             "accuracy", "accuracy", "superglue", templates=("{premise} {question}", "{choice1}", "{choice2}"),
+             phrases={"question": _QUESTIONS}),
+        Task("swag", "choices", ("sent1", "sent2", *_ENDINGS), "label", ("0", "1", "2", "3"),
+             "accuracy", "accuracy", "swag", templates=("{sent1}", *(f"{{sent2}} {{{e}}}" for e in _ENDINGS))),
         Task("docs", "classification", ("text",), "label", (), "accuracy_and_macro_f1", "accuracy", "docs"),
     )
 }  # fmt: skip

@@ -6,7 +6,7 @@ The same loop as pretraining, on the same packed batches; what depends on the fo
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from bertpipe import outside
 from bertpipe.config import Config, FinetuneConfig
 from bertpipe.data.batches import Examples, ExampleSlots, pack_examples
-from bertpipe.downstream import tasks
+from bertpipe.downstream import baselines, tasks
 from bertpipe.downstream.baselines import BASELINES
 from bertpipe.downstream.grid import MODEL, SCRATCH, point_of
 from bertpipe.downstream.kind import Encoded, Kind, Outputs, Split, Task
@@ -66,14 +66,20 @@ class Job:
     @cached_property
     def floor(self) -> float:
         """The headline score of the most frequent training label; 0 for a form of task that has none."""
-        majority = BASELINES["majority"]
-        if self.task.kind not in majority.kinds:
+        if self.task.kind not in BASELINES["majority"].kinds:
             return 0.0
-        return self.score(self.task.validation, majority.predict(self.splits, 0))[self.task.headline]
+        predicted = baselines.predict("majority", self, self.task.validation)
+        return self.score(self.task.validation, predicted)[self.task.headline]
+
+    def is_scored(self, split: str) -> bool:
+        """Whether it is evaluated, or a diagnostic one whose labels are known."""
+        return split in self.task.evaluated or (split in self.task.diagnostic and self.splits[split].labels is not None)
 
     def score(self, split: str, predicted: Any) -> dict[str, float]:
-        """The task's metrics of a labelled split."""
-        return dict(self.kind.score(self.task, self.splits[split], predicted))
+        """The task's metrics of a labelled split; of any but the one that chooses, named after it."""
+        task = replace(self.task, metric=self.task.diagnostic.get(split, self.task.metric))
+        scores = self.kind.score(task, self.splits[split], predicted)
+        return {task.prefix(split) + name: value for name, value in scores.items()}
 
     def decide(self, split: str, outputs: Outputs) -> Any:
         """A prediction for each example of a split."""
@@ -109,6 +115,7 @@ def build(job: Job, settings: FinetuneConfig, init: str, seed: int) -> Any:
     torch.manual_seed(seed)
     if init == SCRATCH or job.new_head:
         stock = transformers.AutoConfig.from_pretrained(job.model, **fields)
+        encoders.check_class(auto, stock, "finetune.model")
         encoders.set_dropout(stock, settings.dropout)
         model = auto.from_config(stock, attn_implementation="eager", dtype=torch.float32)
         if init != SCRATCH:  # the body and, where the family has it there, the pooler
@@ -155,9 +162,8 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
             continue
         outputs = best.outputs if split == job.task.validation else predict(objective, job, split, place)
         predicted = job.decide(split, outputs)
-        if split in job.task.evaluated[1:]:
-            prefix = split.removeprefix("validation_")
-            scores |= {f"{prefix}_{name}": value for name, value in job.score(split, predicted).items()}
+        if job.is_scored(split) and split != job.task.validation:
+            scores |= job.score(split, predicted)
         if scratch is not None:
             _write_predictions(job, split, outputs, predicted, scratch / f"predictions-{split}.jsonl")
     if scratch is not None and init == MODEL:

@@ -143,9 +143,10 @@ def build(
 def settle(model: Any) -> Any:
     """Freeze what is unused in a stock model and turn big_bird to full attention, in place.
 
+    A head for multiple choice is the one that takes the pooler of any family.
     Block-sparse attention would not last: the stock class leaves it for good at the first short batch.
     """
-    for name in family(model).unused:
+    for name in () if type(model).__name__.endswith("ForMultipleChoice") else family(model).unused:
         module = getattr(model.base_model, name, None)
         if module is not None:
             module.requires_grad_(False)
@@ -191,12 +192,26 @@ def load(auto_class: Any, name: str, setting: str, dropout: float | None = None,
     try:
         check_overrides(changes, AutoConfig.from_pretrained(name).model_type)
         stock = AutoConfig.from_pretrained(name, **changes)
+        check_class(auto_class, stock, setting)
         set_dropout(stock, dropout)
         return auto_class.from_pretrained(
             name, config=stock, use_safetensors=True, attn_implementation="eager", dtype=torch.float32
         )
     except (OSError, *UNUSABLE) as error:
         raise ConfigError(f"{setting}: no checkpoint can be loaded from {name!r}: {_first_line(error)}") from error
+
+
+def check_class(auto_class: Any, stock: Any, setting: str) -> None:
+    """ConfigError for a family of which `transformers` has no class of this kind."""
+    from transformers import AutoConfig
+
+    classes = auto_class._model_mapping
+    if type(stock) not in classes:
+        offered = [kind for kind in FAMILIES if type(AutoConfig.for_model(kind)) in classes]
+        raise ConfigError(
+            f"{setting}: transformers has no {auto_class.__name__} for {stock.model_type} models; "
+            f"offered are {', '.join(offered)}"
+        )
 
 
 def check_overrides(overrides: dict[str, Any], kind: str) -> None:

@@ -65,6 +65,40 @@ class SequenceLabel(Labelled):
         return batch.num_sequences
 
 
+class Choice(Labelled):
+    """Multiple choice: of sequences that stand side by side, `choices` an example, the right one (cross-entropy).
+
+    One logit a sequence, softmax within the example (Devlin et al. 2019, section 4.4).
+    """
+
+    @classmethod
+    def check(cls, model: Any) -> None:
+        """See Labelled."""
+        check_head(model, "multiple-choice")
+
+    @staticmethod
+    def num_rows(examples: Any) -> np.ndarray:
+        """One for each choice."""
+        return np.full(len(examples), examples.choices, np.int64)
+
+    def losses(self, batch: Any, factors: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """`loss`, `correct`, `count` (examples), and `logits`, fp32 [num_sequences, 1]."""
+        logits = classify(self.model, encode(self.model, batch), batch.cu_seqlens, "multiple-choice").float()
+        kept, labels = logits[: batch.num_sequences], batch.sequence_labels
+        correct, count = logits.new_zeros(()), logits.new_tensor(float(self.count(batch)))
+        if labels is None or len(labels) == 0:
+            loss = logits.sum() * 0
+        else:
+            scores = kept.view(len(labels), -1)
+            loss = F.cross_entropy(scores, labels, reduction="sum")
+            correct = (scores.detach().argmax(-1) == labels).sum().float()
+        return {"loss": loss, "correct": correct, "count": count, "logits": kept}
+
+    def count(self, batch: Any) -> int:
+        """Examples; none without labels."""
+        return 0 if batch.sequence_labels is None else len(batch.sequence_labels)
+
+
 @dataclass(frozen=True)
 class Head:
     """A form of fine-tuning: the stock auto class, and its loss."""
@@ -75,4 +109,5 @@ class Head:
 
 HEADS_OF: dict[str, Head] = {
     "sequence": Head("AutoModelForSequenceClassification", SequenceLabel),
+    "choice": Head("AutoModelForMultipleChoice", Choice),
 }

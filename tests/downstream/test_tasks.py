@@ -66,7 +66,7 @@ def test_a_folder_that_is_dropped_beside_the_others_is_found_and_read(tmp_path, 
 
 
 def test_all_is_what_can_be_had(tmp_path):
-    assert tasks.chosen("all", None) == ["cola", "sst2", "mrpc", "qqp", "stsb", "qnli", "rte", "wnli"]
+    assert tasks.chosen("all", None) == ["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
     assert tasks.chosen(["mrpc", "docs"], str(tmp_path)) == ["mrpc", "docs"] and tasks.chosen([], None) == []
     with pytest.raises(DataError, match=r"no task there; finetune\.data needs"):
         tasks.chosen("all", str(tmp_path))
@@ -81,13 +81,15 @@ def test_all_is_what_can_be_had(tmp_path):
 def test_row_is_whole(task):
     assert tasks.TASKS[task.name] is task
     assert task.source in tasks.SOURCES
-    assert len(task.text) in (1, 2)
+    assert len(task.templates or task.text) == {"choices": len(task.labels or ()) + 1}.get(
+        task.kind, len(task.text[-2:])
+    )
     assert (task.labels is None) == (task.kind == "regression")
     assert task.headline in metrics.compute(task.metric, [0, 1, 1], [0, 1, 0])
 
 
 def test_unknown_task_lists_the_choices():
-    choices = "cola, sst2, mrpc, qqp, stsb, qnli, rte, wnli, docs"
+    choices = "cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, boolq, cb, wic, copa, swag, docs"
     with pytest.raises(ConfigError, match=f"no task called 'sts-b'; choose from {choices}"):
         tasks.load("sts-b", "anywhere")
 

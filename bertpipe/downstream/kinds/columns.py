@@ -9,6 +9,26 @@ from bertpipe.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from bertpipe.downstream.kind import Task
+
+
+def texts(table: pa.Table, task: Task, where: str) -> list[tuple[str, ...]]:
+    """The texts of each example: the task's columns of text, or what its templates make of them."""
+    columns = {column: strings(table, column, where) for column in task.text}
+    for column, phrases in task.phrases.items():
+        unknown = next((row for row, value in enumerate(columns[column]) if value not in phrases), None)
+        if unknown is not None:
+            raise DataError(
+                f"{where}: row {unknown}: column {column!r} is {columns[column][unknown]!r}, "
+                f"not one of {', '.join(phrases)}"
+            )
+        columns[column] = [phrases[value] for value in columns[column]]
+    rows = zip(*columns.values(), strict=True)
+    if not task.templates:
+        return list(rows)
+    named = (dict(zip(columns, row, strict=True)) for row in rows)
+    return [tuple(template.format_map(row) for template in task.templates) for row in named]
+
 
 def strings(table: pa.Table, column: str, where: str) -> list[str]:
     """A column of text, no value missing."""

@@ -12,7 +12,7 @@ import numpy as np
 from bertpipe.data.batches import Examples
 from bertpipe.downstream.encode import encode_texts
 from bertpipe.downstream.kind import UNLABELLED, Encoded, Kind, Outputs, Split, Task, name_fields
-from bertpipe.downstream.kinds.columns import identifiers, num_empty, strings
+from bertpipe.downstream.kinds import columns
 from bertpipe.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ class Sequences(Kind):
             raise DataError(
                 f"{where}: column {task.label!r} names its codes {names}, the task {task.name} {task.labels}"
             )
-        texts = list(zip(*(strings(table, column, where) for column in task.text), strict=True))
+        texts = columns.texts(table, task, where)
         return Split(
             texts=texts,
             labels=self._labels(table, task, split, where) if task.label in table.column_names else None,
-            ids=identifiers(table),
+            ids=columns.identifiers(table),
             label_names=task.labels,
-            num_empty=num_empty(texts),
+            num_empty=columns.num_empty(texts),
         )
 
     def encode(self, split: Split, tokenizer: Any, settings: FinetuneConfig) -> Encoded:
@@ -87,8 +87,8 @@ class Sequences(Kind):
 
 
 def _codes(task: Task) -> str:
-    """`0 (negative), 1 (positive)`"""
-    return ", ".join(f"{code} ({name})" for code, name in enumerate(task.labels or ()))
+    """`0 (negative), 1 (positive)`, or where the codes are the names `0, 1`"""
+    return ", ".join(f"{n} ({name})" if name != str(n) else name for n, name in enumerate(task.labels or ()))
 
 
 class Classification(Sequences):
