@@ -197,9 +197,9 @@ class _Scoring:
                 if self.place.is_main:
                     self.progress.finished(one, self.headline, left, (time.monotonic() - started) / made)
             if self.place.is_main:
-                wanted = summary.wanted(cells, grid.MODEL, self.headline)
+                wanted = {other.folder for other in summary.wanted(cells, grid.MODEL, self.headline)}
                 for other in cells:
-                    if other not in wanted:
+                    if other.folder not in wanted:
                         other.drop_model()
 
     def _make(self, one: Cell) -> None:

@@ -45,7 +45,7 @@ def write(out: Path, tables: dict[str, Any]) -> list[str]:
             names.append(file.name)
     lines = [f"{FOLDER}/: {', '.join(names)}"] if names else []
     if missing:
-        lines.append(f"no predictions to submit, for want of test data: {', '.join(missing)}")
+        lines.append(f"nothing to submit, as there are no predictions: {', '.join(missing)}")
     glue = [file.name for file in FILES.values() if file.name.endswith(".tsv")]
     if {*names} & {*glue} and (absent := [name for name in glue if name not in names]):
         lines.append(f"GLUE's scorer also wants {', '.join(absent)}")

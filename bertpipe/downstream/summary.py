@@ -2,11 +2,13 @@
 
 A run has failed when it diverged, gives one answer to everything, or scores no more than the majority's answer does
 (training.failure). Median and quartiles are those of all runs, the failed ones too; one that diverged, which has no
-score, counts as the majority's answer. Where some failed, the median of the sound ones stands beside.
+score, counts as the majority's answer, or as the lowest of the others where that is lower. Where some failed, the
+median of the sound ones stands beside. A point of the grid is chosen as if a run that diverged scored -inf.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -20,15 +22,11 @@ from bertpipe.downstream.kind import Task
 T = TypeVar("T")
 
 
-def value(outcome: dict[str, Any], headline: str) -> float:
-    """What a run counts as."""
-    return outcome["scores"].get(headline, outcome["floor"])
-
-
 def summarise(outcomes: Sequence[dict[str, Any]], headline: str) -> dict[str, Any]:
     """The figures of runs that differ in their seeds alone; `outcomes` as cells hold them, one at least."""
-    values = [value(outcome, headline) for outcome in outcomes]
-    sound = [value(outcome, headline) for outcome in outcomes if not outcome["failed"]]
+    scored = [outcome["scores"][headline] for outcome in outcomes if outcome["scores"]]
+    values = scored + [min([outcomes[0]["floor"], *scored])] * (len(outcomes) - len(scored))
+    sound = [outcome["scores"][headline] for outcome in outcomes if not outcome["failed"]]
     lower, upper = map(float, np.percentile(values, [25, 75]))
     figures = {
         "median": statistics.median(values),
@@ -59,13 +57,16 @@ def by_point(cells: Iterable[Cell], init: str) -> dict[Point | None, list[Cell]]
 
 def choose(cells: Iterable[Cell], init: str, headline: str) -> list[Cell]:
     """The runs of the point with the highest median; all of them must be finished."""
-    groups = by_point(cells, init).values()
-    return max(groups, key=lambda group: statistics.median(value(one.outcome, headline) for one in group))
+
+    def median(group: list[Cell]) -> float:
+        return statistics.median(one.outcome["scores"].get(headline, -math.inf) for one in group)
+
+    return max(by_point(cells, init).values(), key=median)
 
 
 def best(cells: Iterable[Cell], headline: str) -> Cell | None:
     """Of finished runs the one with the highest score; None when all of them diverged."""
-    scored = [one for one in cells if one.is_done and headline in one.outcome["scores"]]
+    scored = [one for one in cells if one.is_done and one.outcome["scores"]]
     return max(scored, key=lambda one: one.outcome["scores"][headline], default=None)
 
 

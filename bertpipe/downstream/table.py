@@ -1,4 +1,4 @@
-"""What a fine-tuning command says at its end: a row a task, and the published models beside it."""
+"""What a fine-tuning command says at its end: a row a task, the failed runs by name, and the published scores."""
 
 from __future__ import annotations
 
@@ -9,49 +9,58 @@ from bertpipe.downstream.grid import MODEL, Point
 
 
 def lines(tables: dict[str, Any]) -> list[str]:
-    """The tasks' parts of scores.json as an aligned table, its notes, and the failed runs by name."""
-    inits = [init for init in _different(row["summary"] for row in tables.values()) if init != MODEL]
-    others = _different(_label(one) for row in tables.values() for one in row["published"])
+    """The tasks' parts of scores.json as aligned text: what was scored, what failed, what others score."""
+    inits = [init for init in _once(init for row in tables.values() for init in row["summary"]) if init != MODEL]
     gridded = any(row["grid"] for row in tables.values())
-    head = ["task", "metric", "median [quartiles]", "failed", *(["chosen"] if gridded else []), *inits, *others]
-    rows = [head]
+    rows = [["task", "metric", "median [quartiles]", "failed", *inits, *(["chosen"] if gridded else [])]]
     for name, row in tables.items():
         own = row["summary"][MODEL]
-        cells = [name, row["metric"].replace("_", " "), _spread(own), f"{own['num_failed']} of {own['num_runs']}"]
+        rows.append([name, row["metric"].replace("_", " "), _spread(own), f"{own['num_failed']} of {own['num_runs']}"])
+        rows[-1] += [_number(row["summary"].get(init, {}).get("median")) for init in inits]
         if gridded:
-            cells.append(str(Point(**own["point"])) if "point" in own else "")
-        cells += [_number(row["summary"].get(init, {}).get("median")) for init in inits]
-        known = {_label(one): one for one in row["published"]}
-        cells += [
-            _number(known[label]["score"]) + ("" if known[label]["same_metric"] else "*") if label in known else "-"
-            for label in others
-        ]
-        rows.append(cells)
-    return [*_aligned(rows), *_notes(tables, others)]
+            rows[-1].append(str(Point(**own["point"])) if "point" in own else "")
+    return [*_aligned(rows), *_notes(tables), *_published(tables)]
 
 
-def _notes(tables: dict[str, Any], others: list[str]) -> list[str]:
-    notes = []
+def _notes(tables: dict[str, Any]) -> list[str]:
+    """What further splits scored; why runs failed, and the median of the others."""
+    told = []
     for name, row in tables.items():
-        notes += [f"{name} {metric.replace('_', ' ')}: median {x:.3f}" for metric, x in row["further"].items()]
-        for init, figures in row["summary"].items():
-            if "median_of_sound" in figures:
-                notes.append(f"{name} {init}: median of the sound runs {figures['median_of_sound']:.3f}")
-        notes += [
+        told += [f"{name} {metric.replace('_', ' ')}: median {x:.3f}" for metric, x in row["further"].items()]
+        told += [
             f"{name} {run['init']} seed {run['seed']} failed: {run['failed']}" for run in row["runs"] if run["failed"]
         ]
-    for label in others:
-        sources = _different(
-            one["source"] for row in tables.values() for one in row["published"] if _label(one) == label
-        )
-        notes.append(f"{label}: {'; '.join(sources)}")
-    if any(not one["same_metric"] for row in tables.values() for one in row["published"]):
-        notes.append("* the paper doesn't say which of the task's two metrics this is")
-    return notes
+        told += [
+            f"{name} {init}: the median of the sound runs is {figures['median_of_sound']:.3f}"
+            for init, figures in row["summary"].items()
+            if "median_of_sound" in figures
+        ]
+    return told
+
+
+def _published(tables: dict[str, Any]) -> list[str]:
+    """What the papers print, a row a model, the tasks side by side."""
+    found = {name: row["published"] for name, row in tables.items() if row["published"]}
+    labels = _once(_label(one) for rows in found.values() for one in rows)
+    if not labels:
+        return []
+    rows = [["", *found], ["this model, dev", *(_number(tables[name]["summary"][MODEL]["median"]) for name in found)]]
+    for label in labels:
+        scores = [next((_score(one) for one in ones if _label(one) == label), "-") for ones in found.values()]
+        rows.append([label, *scores])
+    starred = any(not one["same_metric"] for ones in found.values() for one in ones)
+    return [
+        *_aligned(rows),
+        *(["* of two metrics; the paper doesn't say which, or whether their mean"] if starred else []),
+    ]
 
 
 def _label(one: dict[str, Any]) -> str:
-    return f"{one['model']} {one['split']}"
+    return f"{one['model']}, {one['split']} ({one['source']})"
+
+
+def _score(one: dict[str, Any]) -> str:
+    return _number(one["score"]) + ("" if one["same_metric"] else "*")
 
 
 def _spread(figures: dict[str, Any]) -> str:
@@ -64,9 +73,8 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _different(values: Iterable[Any]) -> list[Any]:
-    """Each once, in order; of mappings their keys."""
-    return list(dict.fromkeys(one for value in values for one in ([value] if isinstance(value, str) else value)))
+def _once(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -186,7 +186,7 @@ def _fit(cfg: Config, place: Place, job: Job, best: _Best, init: str, seed: int,
         log_every=cfg.runtime.log_every,
         loader_workers=cfg.runtime.loader_workers,
         progress=cfg.runtime.progress,
-        description=f"{job.task.name} {init} seed {seed}",
+        description=f"{job.task.name} {init} {point} seed {seed}",
         desync_every=cfg.runtime.desync_every,
         timeout=cfg.runtime.timeout,
     )

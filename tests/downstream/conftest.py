@@ -257,3 +257,15 @@ def finished_run(tmp_path_factory) -> dict[str, Path]:
             make(out, counts)
         parents = {stage: mark}
     return folders
+
+
+@pytest.fixture(scope="session")
+def trial(tmp_path_factory) -> Path:
+    """A folder with a small checkpoint, model/, and small tasks, glue/: what tests/downstream/tuning.py runs on."""
+    from tests.downstream import tuning
+
+    folder = tmp_path_factory.mktemp("trial")
+    tuning.write_checkpoint(folder / "model")
+    for name in tuning.COLUMNS:
+        tuning.write_task(folder / "glue", name)
+    return folder
