@@ -181,14 +181,19 @@ def test_a_run_scores_and_its_model_is_stock(tmp_path, world):
     config = BertConfig(vocab_size=len(tokenizer), **sizes, initializer_range=0.3)
     BertForMaskedLM(config).save_pretrained(tmp_path / "start")
     write(tmp_path / "data", "swag", train=scenes(21), validation=scenes(10), test=scenes(5, True))
+    write(tmp_path / "data", "copa", train=COPA, validation=COPA, test=COPA | {"label": [-1, -1], "idx": [1, 0]})
     command = ["finetune", "--finetune.tasks", "all", "--finetune.data", tmp_path / "data", "--finetune.model"]
     command += [tmp_path / "start", "--finetune.seeds", "1", "--finetune.epochs", "2", "--finetune.slots_per_step", "2"]
     command += ["--finetune.batch_size", "5", "--finetune.baselines", "tfidf", "--finetune.precision", "fp32"]
     command += ["--runtime.root", tmp_path / "runs", "--runtime.progress", "false", "--finetune.max_length", "48"]
     printed = launch(world, *command).done()
-    assert "swag" in printed and "tfidf 1.000" in printed
+    assert "swag tfidf seed 1: accuracy 1.000" in printed and "swag model" in printed and "copa model" in printed
 
-    folder = only(tmp_path / "runs", "finetune") / "swag"
+    made = only(tmp_path / "runs", "finetune")
+    copa = [json.loads(x) for x in (made / "copa/runs/model-seed-1/predictions-test.jsonl").open()]
+    submitted = [json.loads(x) for x in (made / "submission/COPA.jsonl").open()]
+    assert submitted == [{"idx": n, "label": copa[1 - n]["prediction"]} for n in (0, 1)]
+    folder = made / "swag"
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["kind"] == "choices" and scores["num_train"] == 21 and scores["truncated"] > 0
     model = AutoModelForMultipleChoice.from_pretrained(folder / "model").eval()

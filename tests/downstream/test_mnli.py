@@ -149,7 +149,12 @@ def test_a_run_scores_both_validation_sets_and_the_diagnostic_one(tmp_path):
         "tfidf",
     }
     further = [np.median([r["scores"][name] for r in scores["runs"][:2]]) for name in list(run)[1:]]
-    assert f"mismatched_accuracy {further[0]:.3f}  ax_matthews_correlation {further[1]:.3f}" in printed
+    assert [scores["further"][name] for name in list(run)[1:]] == pytest.approx(further)
+    assert f"\nmnli mismatched accuracy: median {further[0]:.3f}\n" in printed
+    assert f"\nmnli ax matthews correlation: median {further[1]:.3f}\n" in printed
+    best = folder / f"runs/model-seed-{scores['model_seed']}/predictions-ax.jsonl"
+    submitted = [line.split("\t") for line in (folder.parent / "submission/AX.tsv").read_text().splitlines()[1:]]
+    assert [answer for _, answer in submitted] == [json.loads(line)["prediction"] for line in best.open()]
 
 
 # --- SuperGLUE --------------------------------------------------------------------------------------------------------
