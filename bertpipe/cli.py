@@ -7,6 +7,7 @@ launcher itself ends with 1 whenever one of its processes did not end with 0.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import os
@@ -14,7 +15,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bertpipe import __version__, artifact
 from bertpipe.config import Config
@@ -37,6 +38,7 @@ COMMANDS = {
     "plan": "say which stages are done, stale or missing",
     "estimate": "say the memory, tokens, FLOPs and hours of pretraining (--measure times a few steps)",
     "replay": "rebuild the batch of one step of a pretraining run, with its losses and its text: --step K",
+    "compare": "two finetune artifacts on the tasks they share, example by example: bertpipe compare A B",
     "verify": "re-hash an artifact folder against its manifest: bertpipe verify FOLDER",
 }
 
@@ -113,8 +115,8 @@ def _main(argv: list[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, 1, 0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
         raise ConfigError(f"unknown command {command!r}; {hint}")
-    if command == "verify":
-        return _verify(rest)
+    if command in OWN:
+        return OWN[command](rest)
     if "-h" in rest or "--help" in rest:
         sections = (*STAGES[command].reads, "runtime") if command in STAGES else tuple(Config.model_fields)
         text = f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}. Settings of other sections may be given too."
@@ -225,6 +227,43 @@ def _replay(pipeline: Pipeline, step: int) -> int:
     return 0
 
 
+class _Arguments(argparse.ArgumentParser):
+    """The arguments of a command that reads no settings; a mistake in them is one line, as everywhere."""
+
+    def __init__(self, command: str, description: str):
+        text = f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}. {description}"
+        super().__init__(prog=f"bertpipe {command}", description=text, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}; `{self.prog} --help` lists its arguments")
+
+
+def _compare(argv: list[str]) -> int:
+    arguments = _Arguments("compare", "A and B are finetune artifacts, or folders of one task or of one run in them.")
+    arguments.add_argument("first", type=Path, metavar="A")
+    arguments.add_argument("second", type=Path, metavar="B")
+    arguments.add_argument("--resamples", type=_natural, default=10_000, help="of the paired bootstrap (10,000)")
+    arguments.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
+    arguments.add_argument("--html", type=Path, metavar="FILE", help="write the table as a page")
+    arguments.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
+    given = arguments.parse_args(argv)
+    _quiet_libraries()
+    from bertpipe.downstream import compare
+
+    first, second = given.first, given.second
+    rows = compare.compare(first, second, given.resamples, given.seed)
+    print("\n".join(compare.table(first, second, rows)))
+    compare.write(first, second, rows, given.html, given.json)
+    return 0
+
+
+def _natural(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
 def _verify(argv: list[str]) -> int:
     if len(argv) != 1 or argv[0].startswith("-"):
         print("usage: bertpipe verify FOLDER\nRe-hashes every file of an artifact against its manifest.json.")
@@ -236,6 +275,10 @@ def _verify(argv: list[str]) -> int:
         raise ArtifactError(f"{problems[0]}{more}; delete {folder} and make it again")
     print(f"{folder}: {len(artifact.read_manifest(folder)['files'])} files match the manifest")
     return 0
+
+
+OWN = {"compare": _compare, "verify": _verify}
+"""Commands with arguments of their own in place of settings."""
 
 
 def _quiet_libraries() -> None:
