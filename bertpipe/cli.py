@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bertpipe import __version__, artifact
-from bertpipe.config import Config
+from bertpipe.config import Config, RuntimeConfig
 from bertpipe.config_files import parser, read_config
 from bertpipe.errors import ArtifactError, BertpipeError, ConfigError
 from bertpipe.pipeline import MULTI_PROCESS, STAGES, Pipeline, is_main, several_processes, wanted
@@ -39,6 +39,7 @@ COMMANDS = {
     "estimate": "say the memory, tokens, FLOPs and hours of pretraining (--measure times a few steps)",
     "replay": "rebuild the batch of one step of a pretraining run, with its losses and its text: --step K",
     "compare": "two finetune artifacts on the tasks they share, example by example: bertpipe compare A B",
+    "embed": "turn texts into vectors, or into a folder for sentence-transformers: bertpipe embed --model FOLDER ...",
     "verify": "re-hash an artifact folder against its manifest: bertpipe verify FOLDER",
 }
 
@@ -257,6 +258,42 @@ def _compare(argv: list[str]) -> int:
     return 0
 
 
+def _embed(argv: list[str]) -> int:
+    arguments = _Arguments("embed", "One of --out, --sentence-transformers and --score is needed, or several.")
+    add = arguments.add_argument
+    add("--model", required=True, help="checkpoint folder or Hub id; one of sentence-transformers' brings its pooling")
+    add("--input", type=Path, metavar="FILE", help="texts: .txt (a line each), .jsonl, .csv or .parquet")
+    add("--column", default="text", help="of the texts in .jsonl, .csv and .parquet (text)")
+    add("--out", type=Path, metavar="FILE.npy", help="write their vectors, float32 [texts, size]")
+    add("--pooling", choices=("mean", "cls"), help="mean of all tokens, or the first token (mean)")
+    add("--normalize", action=argparse.BooleanOptionalAction, default=None, help="make each vector's length 1")
+    add("--max-length", type=_natural, help="longest text in tokens, the rest is cut (the model's)")
+    add("--sentence-transformers", type=Path, metavar="FOLDER", help="write a folder SentenceTransformer(FOLDER) loads")
+    add("--score", metavar="TASK", help="rank the pairs of a task by the cosine of their vectors: stsb")
+    add("--data", metavar="FOLDER", help="of the task, as finetune.data")
+    add("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="of the computation (fp32)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (auto)")
+    given = arguments.parse_args(argv)
+    if (given.input is None) != (given.out is None):
+        arguments.error("--input and --out go together")
+    if not (given.out or given.sentence_transformers or given.score):
+        arguments.error("nothing to do: give --input and --out, --sentence-transformers or --score")
+    _quiet_libraries()
+    from bertpipe.downstream import embed
+    from bertpipe.train.place import Place
+
+    place = Place(RuntimeConfig(device=given.device), given.precision)
+    embedder = embed.Embedder(given.model, place, given.pooling, given.normalize, given.max_length)
+    if folder := given.sentence_transformers:
+        embedder.write(folder)
+        print(f"{folder}: SentenceTransformer({str(folder)!r}) loads it", flush=True)
+    for line in embed.score_pairs(embedder, given.score, given.data) if given.score else ():
+        print(line, flush=True)
+    if given.out:
+        print(embed.embed_file(embedder, given.input, given.column, given.out))
+    return 0
+
+
 def _natural(text: str) -> int:
     """A whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
@@ -277,7 +314,7 @@ def _verify(argv: list[str]) -> int:
     return 0
 
 
-OWN = {"compare": _compare, "verify": _verify}
+OWN = {"compare": _compare, "embed": _embed, "verify": _verify}
 """Commands with arguments of their own in place of settings."""
 
 

@@ -53,7 +53,8 @@ def _confusion(classes: list[str], counts: list[list[int]]) -> Figure:
     }
     if len(classes) <= WRITTEN_CLASSES:
         heat |= {"text": counts, "texttemplate": "%{text:,}"}
-    axis = {"tickvals": ticks, "ticktext": [n if len(n) <= 24 else f"{n[:23]}…" for n in names], "type": "category"}
+    short = [html.escape(name if len(name) <= 24 else f"{name[:23]}…") for name in classes]
+    axis = {"tickvals": ticks, "ticktext": short, "type": "category"}
     layout: dict[str, Any] = {
         "xaxis": {"title": {"text": "prediction"}, **axis},
         "yaxis": {"title": {"text": "label"}, **axis, "autorange": "reversed"},

@@ -1,5 +1,6 @@
 """What the report says of a task equals scikit-learn's figures, and stays small."""
 
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from bertpipe.downstream import runs, tasks, understanding
 from bertpipe.downstream.metrics import compute
 from bertpipe.downstream.task_figures import task_figures
 
-WORDS = "the value of a function is returned to its caller as one new array".split()
+WORDS = ["the", "value", "of", "a", "function", "is", "returned", "to", "its", "caller", "as", "one", "new", "array"]
 
 
 def write_run(
@@ -85,7 +86,7 @@ def test_bins_hold_every_example_once_and_equal_lengths_together(lengths):
     assert sorted(np.concatenate(bins).tolist()) == list(range(len(lengths)))
     assert 1 <= len(bins) <= 5 and all(len(places) for places in bins)
     ends = [(lengths[places].min(), lengths[places].max()) for places in bins]
-    assert all(before[1] < after[0] for before, after in zip(ends, ends[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(ends))
 
 
 def test_bins_of_different_lengths_are_even():
@@ -114,7 +115,9 @@ def test_many_classes_are_gathered_and_none_is_lost():
 def test_length_is_in_words_or_where_there_are_no_spaces_in_characters():
     unit, lengths = understanding.measure([["one two", "three"], ["a  b\nc d"]])
     assert (unit, lengths.tolist()) == ("words", [3, 4])
-    unit, lengths = understanding.measure([["今日は天気がとても良いので散歩に行きました"], ["雨が降っているので傘を持って出かけた"]])
+    unit, lengths = understanding.measure(
+        [["今日は天気がとても良いので散歩に行きました"], ["雨が降っているので傘を持って出かけた"]]
+    )
     assert (unit, lengths.tolist()) == ("characters", [21, 18])
 
 
