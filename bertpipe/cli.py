@@ -7,6 +7,7 @@ launcher itself ends with 1 whenever one of its processes did not end with 0.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import os
@@ -14,10 +15,10 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bertpipe import __version__, artifact
-from bertpipe.config import Config
+from bertpipe.config import Config, RuntimeConfig
 from bertpipe.config_files import parser, read_config
 from bertpipe.errors import ArtifactError, BertpipeError, ConfigError
 from bertpipe.pipeline import MULTI_PROCESS, STAGES, Pipeline, is_main, several_processes, wanted
@@ -37,6 +38,8 @@ COMMANDS = {
     "plan": "say which stages are done, stale or missing",
     "estimate": "say the memory, tokens, FLOPs and hours of pretraining (--measure times a few steps)",
     "replay": "rebuild the batch of one step of a pretraining run, with its losses and its text: --step K",
+    "compare": "two finetune artifacts on the tasks they share, example by example: bertpipe compare A B",
+    "embed": "turn texts into vectors, or into a folder for sentence-transformers: bertpipe embed --model FOLDER ...",
     "verify": "re-hash an artifact folder against its manifest: bertpipe verify FOLDER",
 }
 
@@ -113,8 +116,8 @@ def _main(argv: list[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, 1, 0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
         raise ConfigError(f"unknown command {command!r}; {hint}")
-    if command == "verify":
-        return _verify(rest)
+    if command in OWN:
+        return OWN[command](rest)
     if "-h" in rest or "--help" in rest:
         sections = (*STAGES[command].reads, "runtime") if command in STAGES else tuple(Config.model_fields)
         text = f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}. Settings of other sections may be given too."
@@ -225,6 +228,79 @@ def _replay(pipeline: Pipeline, step: int) -> int:
     return 0
 
 
+class _Arguments(argparse.ArgumentParser):
+    """The arguments of a command that reads no settings; a mistake in them is one line, as everywhere."""
+
+    def __init__(self, command: str, description: str):
+        text = f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}. {description}"
+        super().__init__(prog=f"bertpipe {command}", description=text, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}; `{self.prog} --help` lists its arguments")
+
+
+def _compare(argv: list[str]) -> int:
+    arguments = _Arguments("compare", "A and B are finetune artifacts, or folders of one task or of one run in them.")
+    arguments.add_argument("first", type=Path, metavar="A")
+    arguments.add_argument("second", type=Path, metavar="B")
+    arguments.add_argument("--resamples", type=_natural, default=10_000, help="of the paired bootstrap (10,000)")
+    arguments.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
+    arguments.add_argument("--html", type=Path, metavar="FILE", help="write the table as a page")
+    arguments.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
+    given = arguments.parse_args(argv)
+    _quiet_libraries()
+    from bertpipe.downstream import compare
+
+    first, second = given.first, given.second
+    rows = compare.compare(first, second, given.resamples, given.seed)
+    print("\n".join(compare.table(first, second, rows)))
+    compare.write(first, second, rows, given.html, given.json)
+    return 0
+
+
+def _embed(argv: list[str]) -> int:
+    arguments = _Arguments("embed", "One of --out, --sentence-transformers and --score is needed, or several.")
+    add = arguments.add_argument
+    add("--model", required=True, help="checkpoint folder or Hub id; one of sentence-transformers' brings its pooling")
+    add("--input", type=Path, metavar="FILE", help="texts: .txt (a line each), .jsonl, .csv or .parquet")
+    add("--column", default="text", help="of the texts in .jsonl, .csv and .parquet (text)")
+    add("--out", type=Path, metavar="FILE.npy", help="write their vectors, float32 [texts, size]")
+    add("--pooling", choices=("mean", "cls"), help="mean of all tokens, or the first token (mean)")
+    add("--normalize", action=argparse.BooleanOptionalAction, default=None, help="make each vector's length 1")
+    add("--max-length", type=_natural, help="longest text in tokens, the rest is cut (the model's)")
+    add("--sentence-transformers", type=Path, metavar="FOLDER", help="write a folder SentenceTransformer(FOLDER) loads")
+    add("--score", metavar="TASK", help="rank the pairs of a task by the cosine of their vectors: stsb")
+    add("--data", metavar="FOLDER", help="of the task, as finetune.data")
+    add("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="of the computation (fp32)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (auto)")
+    given = arguments.parse_args(argv)
+    if (given.input is None) != (given.out is None):
+        arguments.error("--input and --out go together")
+    if not (given.out or given.sentence_transformers or given.score):
+        arguments.error("nothing to do: give --input and --out, --sentence-transformers or --score")
+    _quiet_libraries()
+    from bertpipe.downstream import embed
+    from bertpipe.train.place import Place
+
+    place = Place(RuntimeConfig(device=given.device), given.precision)
+    embedder = embed.Embedder(given.model, place, given.pooling, given.normalize, given.max_length)
+    if folder := given.sentence_transformers:
+        embedder.write(folder)
+        print(f"{folder}: SentenceTransformer({str(folder)!r}) loads it", flush=True)
+    for line in embed.score_pairs(embedder, given.score, given.data) if given.score else ():
+        print(line, flush=True)
+    if given.out:
+        print(embed.embed_file(embedder, given.input, given.column, given.out))
+    return 0
+
+
+def _natural(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
 def _verify(argv: list[str]) -> int:
     if len(argv) != 1 or argv[0].startswith("-"):
         print("usage: bertpipe verify FOLDER\nRe-hashes every file of an artifact against its manifest.json.")
@@ -236,6 +312,10 @@ def _verify(argv: list[str]) -> int:
         raise ArtifactError(f"{problems[0]}{more}; delete {folder} and make it again")
     print(f"{folder}: {len(artifact.read_manifest(folder)['files'])} files match the manifest")
     return 0
+
+
+OWN = {"compare": _compare, "embed": _embed, "verify": _verify}
+"""Commands with arguments of their own in place of settings."""
 
 
 def _quiet_libraries() -> None:

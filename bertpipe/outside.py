@@ -58,6 +58,14 @@ def check(name: str, setting: str, revision: str | None = None, weights: bool = 
 
 def _read(name: str, file: str, setting: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     """(where the file is, for messages; its JSON object), empty when there is none."""
+    shown, value = read_json(name, file, setting, revision)
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{setting}: {shown}: not a JSON object")
+    return shown, value or {}
+
+
+def read_json(name: str, file: str, setting: str, revision: str | None = None) -> tuple[str, Any]:
+    """(where a file of the folder or Hub id `name` is, for messages; what it holds), None when there is none."""
     from transformers.utils import cached_file
 
     folder = Path(name)
@@ -71,17 +79,14 @@ def _read(name: str, file: str, setting: str, revision: str | None) -> tuple[str
         except (OSError, ValueError):  # no such id: the loader has the better words
             found = None
         if found is None:
-            return "", {}
+            return "", None
         path, shown = Path(found), f"{name}: {file}"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return shown, {}
+        return shown, json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return shown, None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{setting}: {shown}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{setting}: {shown}: not a JSON object")
-    return shown, value
 
 
 def _forbidden(tree: Any) -> Iterator[tuple[str, str]]:

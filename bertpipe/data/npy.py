@@ -1,4 +1,4 @@
-"""One-dimensional .npy files, written at once or in pieces; a full disk is a StorageError that names the file."""
+""".npy files, written at once or in pieces; a full disk is a StorageError that names the file."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ class _Stream:
 
 
 class GrowingNpy:
-    """A .npy file of rows to come: NumPy pads its header so that the length can be set at the end."""
+    """A .npy file of rows to come, each of shape `row`: NumPy pads its header so that the length can be set at the
+    end."""
 
-    def __init__(self, path: Path, dtype: np.dtype):
-        self.path, self.dtype, self.length = path, dtype, 0
+    def __init__(self, path: Path, dtype: np.dtype, row: tuple[int, ...] = ()):
+        self.path, self.dtype, self.row, self.length = path, dtype, row, 0
         self._file = path.open("wb", buffering=0)  # what a buffer could not write would fail again when it is dropped
         self._header()
         self._start = self._file.tell()
@@ -45,7 +46,7 @@ class GrowingNpy:
     def _header(self) -> None:
         description = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False}
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, description | {"shape": (self.length,)})
+        np.lib.format.write_array_header_1_0(header, description | {"shape": (self.length, *self.row)})
         self._write(header.getbuffer())
 
     def _write(self, data: Any) -> None:

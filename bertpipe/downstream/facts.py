@@ -118,14 +118,14 @@ SPEED_KEYS = ("step", "seconds", "tokens_per_second", "data_wait_share", "memory
 EVAL_KEYS = ("step", "eval_loss", "eval_accuracy", "eval_perplexity", "eval_unigram_cross_entropy")
 
 
-def block_size(num_rows: int) -> int:
-    """Rows averaged into one point of a curve."""
-    return max(1, math.ceil(num_rows / MAX_POINTS))
+def block_size(num_rows: int, most: int = MAX_POINTS) -> int:
+    """Rows averaged into one point of a curve of at most `most`."""
+    return max(1, math.ceil(num_rows / most))
 
 
-def columns(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, list[float | None]]:
+def columns(rows: list[dict[str, Any]], keys: tuple[str, ...], most: int = MAX_POINTS) -> dict[str, list[float | None]]:
     """Rows to columns, averaged over blocks; `step` is the last of its block, gaps are None, unknown keys left out."""
-    size = block_size(len(rows))
+    size = block_size(len(rows), most)
     blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
     out: dict[str, list[float | None]] = {}
     for key in keys:

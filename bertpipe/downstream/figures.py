@@ -10,8 +10,7 @@ import math
 from typing import Any
 
 from bertpipe.downstream.facts import is_number
-
-Figure = dict[str, Any]
+from bertpipe.downstream.task_figures import Figure, task_figures
 
 INIT_NAMES = {
     "model": "pretrained",
@@ -35,6 +34,8 @@ def make_figures(facts: dict[str, Any]) -> dict[str, Figure]:
             figures[name] = _histogram(counts, x, y, unit)
     if any(task.get("runs") for task in facts.get("finetune", {}).values()):
         figures["scores"] = _scores(facts["finetune"])
+    for number, task in enumerate(facts.get("understanding", {}).values()):  # a task's name may be anything
+        figures |= {f"task{number}_{name}": figure for name, figure in task_figures(task).items()}
     return {name: _validated(figure) for name, figure in figures.items()}
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -217,6 +217,7 @@ class _Scoring:
                 point = vars(one.run.point) if one.run.point else {}
                 facts = {
                     "wall_seconds": round(time.monotonic() - started, 1),
+                    "task": asdict(job.task),
                     "floor": job.floor,
                     "labels": job.splits["train"].label_names,
                     "sizes": {split: len(data) for split, data in job.splits.items()},
@@ -254,7 +255,7 @@ class _Scoring:
         chosen = {
             init: summary.choose(cells, init, task.headline) for init in dict.fromkeys(one.run.init for one in cells)
         }
-        shared = ("labels", "sizes", "truncated", "floor")
+        shared = ("task", "labels", "sizes", "truncated", "floor")
         rows = [
             {key: value for key, value in one.outcome.items() if key not in shared}
             | {"folder": f"{self.name}/runs/{one.run.name(several)}"}

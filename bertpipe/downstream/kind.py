@@ -5,7 +5,7 @@ it is read, encoded, decided and scored).
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +152,13 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def line(self, split: Split, encoded: Encoded, outputs: Outputs, predicted: Any, row: int) -> dict[str, Any]:
-        """What predictions-*.jsonl says of an example beside its id: `prediction`, `label` where it is known, ..."""
+        """What predictions-*.jsonl says of an example beside id and text: `prediction`, `label` where known, ..."""
+
+    def parse(self, lines: Sequence[Mapping[str, Any]], names: tuple[str, ...] | None) -> tuple[Split, Any]:
+        """Of the lines of a labelled split the labels and the predictions, as `score` takes them; `names` are the
+        label names. What `score` makes of them is what it made of the run's."""
+        texts, ids = [tuple(line.get("text", ())) for line in lines], [line["id"] for line in lines]
+        return Split(texts, [line["label"] for line in lines], ids, names), [line["prediction"] for line in lines]
 
 
 def name_fields(names: tuple[str, ...] | None) -> dict[str, Any]:

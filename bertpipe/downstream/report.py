@@ -16,6 +16,7 @@ from bertpipe.artifact import write_json
 from bertpipe.config import Config, listed
 from bertpipe.downstream.facts import gather, is_number
 from bertpipe.downstream.figures import INIT_NAMES, make_figures
+from bertpipe.downstream.understanding import understand
 from bertpipe.errors import ArtifactError, ConfigError
 
 PAGE = "report.html"
@@ -32,9 +33,16 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict) -> None:
         fill_masks(inputs["pretrain"] / "model", listed(cfg.report.fill_mask)) if "pretrain" in inputs else []
     )
     facts["segments"] = segment(inputs["tokenizer"], listed(cfg.report.fill_mask)) if "tokenizer" in inputs else []
+    facts["understanding"] = understand_tasks(inputs["finetune"], facts["finetune"]) if "finetune" in inputs else {}
     (out / PAGE).write_text(render(facts), encoding="utf-8")
     write_json(out / FIGURES, clean(facts))
     counts.update(page=PAGE, missing=facts["missing"], fill_mask=len(facts["fill_mask"]))
+
+
+def understand_tasks(folder: Path, tasks: dict[str, Any]) -> dict[str, Any]:
+    """Where the best run of each task in a finetune artifact goes wrong; tasks without predictions are left out."""
+    found = {name: understand(folder / name) for name in tasks}
+    return {name: facts for name, facts in found.items() if facts is not None}
 
 
 def fill_masks(model: Path, sentences: list[str]) -> list[dict[str, Any]]:
@@ -100,12 +108,15 @@ def render(facts: dict[str, Any]) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= FILTERS
+    summaries = [row for task in facts.get("finetune", {}).values() for row in task.get("summary", {}).values()]
     return environment.get_template("page.html.jinja").render(
         facts=facts,
         figures=clean(make_figures(facts)),
         cards=summary_cards(facts.get("pretrain", {})),
         verdict=verdict(facts.get("pretrain", {})),
         ledger=ledger_rows(facts.get("corpus") or {}),
+        quartered=any(is_number(row.get("lower_quartile")) for row in summaries),
+        num_failed=sum(row.get("num_failed", 0) for row in summaries),
         init_names=INIT_NAMES,
         config_yaml=yaml.safe_dump(facts.get("config", {}), sort_keys=False, allow_unicode=True, width=100),
         plotly=get_plotlyjs(),

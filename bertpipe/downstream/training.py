@@ -292,9 +292,10 @@ def _parts(examples: Examples) -> list[np.ndarray]:
 
 
 def _write_predictions(job: Job, split: str, outputs: Outputs, predicted: Any, path: Path) -> None:
-    """One line an example: its id, and what its kind says of it."""
+    """One line an example: its id, what its kind says of it, and its texts."""
     data, encoded = job.splits[split], job.encoded[split]
     with path.open("w", encoding="utf-8") as file:
         for row, example in enumerate(data.ids):
             line = {"id": example} | job.kind.line(data, encoded, outputs, predicted, row)
+            line |= {"text": list(data.texts[row])}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

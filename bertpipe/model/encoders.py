@@ -184,6 +184,23 @@ def _from_preset(stock_class: Any, config: ModelConfig, vocab_size: int, special
 
 def load(auto_class: Any, name: str, setting: str, dropout: float | None = None, **changes: Any) -> Any:
     """`auto_class.from_pretrained(name)` from safetensors, fp32, without remote code; ConfigError names `setting`."""
+    return load_with_missing(auto_class, name, setting, dropout, **changes)[0]
+
+
+def load_bare(name: str, setting: str) -> Any:
+    """The encoder of a checkpoint alone; without a pooler, where the checkpoint has none."""
+    import transformers
+
+    model, missing = load_with_missing(transformers.AutoModel, name, setting)
+    if any(key.startswith("pooler.") for key in missing):
+        model.pooler = None  # the stock classes take that, too
+    return model
+
+
+def load_with_missing(
+    auto_class: Any, name: str, setting: str, dropout: float | None = None, **changes: Any
+) -> tuple[Any, set[str]]:
+    """What `load` gives, and the names of the weights that the checkpoint hasn't got, which start random."""
     from transformers import AutoConfig
 
     if name.startswith(("/", ".")) and not Path(name).is_dir():
@@ -194,9 +211,9 @@ def load(auto_class: Any, name: str, setting: str, dropout: float | None = None,
         stock = AutoConfig.from_pretrained(name, **changes)
         check_class(auto_class, stock, setting)
         set_dropout(stock, dropout)
-        return auto_class.from_pretrained(
-            name, config=stock, use_safetensors=True, attn_implementation="eager", dtype=torch.float32
-        )
+        settled = {"attn_implementation": "eager", "dtype": torch.float32, "output_loading_info": True}
+        model, info = auto_class.from_pretrained(name, config=stock, use_safetensors=True, **settled)
+        return model, set(info["missing_keys"])
     except (OSError, *UNUSABLE) as error:
         raise ConfigError(f"{setting}: no checkpoint can be loaded from {name!r}: {_first_line(error)}") from error
 
@@ -242,10 +259,15 @@ def set_dropout(stock: Any, dropout: float | None) -> None:
                 setattr(stock, field, dropout)
 
 
+def longest(model: Any, length: int) -> int:
+    """The longest sequence of at most `length` tokens that the model has positions for."""
+    config = model.config
+    return min(length, getattr(config, "max_position_embeddings", length) - family(model).first_position(config))
+
+
 def check_length(model: Any, length: int, setting: str) -> None:
     """ConfigError when the model has fewer positions than `length`."""
-    config = model.config
-    positions = getattr(config, "max_position_embeddings", length) - family(model).first_position(config)
+    positions = longest(model, length)
     if length > positions:
         raise ConfigError(f"{setting}: {length} exceeds the model's {positions} positions; use at most {positions}")
 

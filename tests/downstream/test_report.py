@@ -15,6 +15,7 @@ from bertpipe.downstream import report
 from bertpipe.downstream.facts import MAX_POINTS, columns
 from bertpipe.downstream.figures import make_figures, smooth
 from bertpipe.errors import ArtifactError, ConfigError
+from tests.downstream.test_understanding import classified, rated, write_run
 
 HOSTILE = "<script>alert('x')</script>|`</script>"  # as in the finished run's ledger and vocabulary
 SENTENCES = ["the [MASK] of the function is returned .", "return a [MASK] of names .", "no [MASK] <b>here</b> ."]
@@ -67,6 +68,20 @@ def make(out: Path, inputs: dict[str, Path], cfg: Config = CFG) -> tuple[str, Pa
     report.run(cfg, inputs, out, counts)
     html = (out / "report.html").read_text(encoding="utf-8")
     return html, Page(html), _strict((out / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def understood(finished_run, tmp_path_factory):
+    """The same run with predictions; texts and names of classes are hostile."""
+    folder = tmp_path_factory.mktemp("understood")
+    shutil.copytree(finished_run["finetune"], folder / "finetune")
+    names = ("numpy", f"{HOSTILE}<b>", "torch")
+    lines, scores = classified(300, 1, names)
+    for line in lines:
+        line["text"] = [f"{HOSTILE} {line['text'][0]}"]
+    write_run(folder / "finetune", "docs", lines, scores, seed=2, labels=names)
+    write_run(folder / "finetune", "stsb", *rated(300))
+    return make(folder / "out", finished_run | {"finetune": folder / "finetune"})
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +138,43 @@ def test_text_from_data_stays_text(made):
     assert kinds.count(None) == 2, "plotly and the page's own script"
     assert set(kinds) == {None, "application/json"}
     assert not any("alert('x')" in script["body"] for script in page.scripts)
+
+
+def test_mistakes_are_shown_and_stay_text(understood, made):
+    html, page, facts = understood
+    assert set(facts["understanding"]) == {"docs", "stsb"}, "cola left no predictions"
+    new = set(make_figures(facts)) - set(make_figures(made[2]))
+    assert new == {
+        *(f"task0_{name}" for name in ("confusion", "length", "loss", "epochs")),
+        *(f"task1_{name}" for name in ("scatter", "length", "loss", "epochs")),
+    }
+    assert "understanding" in page.ids and {f"figure-{name}" for name in new} <= page.ids
+    assert "understanding" not in made[1].ids
+    text = " ".join(page.text.split())
+    docs = facts["understanding"]["docs"]
+    for row in docs["mistakes"]:
+        assert f"{row['id']} {HOSTILE} {row['text'][0][len(HOSTILE) + 1 :]}" in text
+        assert f"{100 * row['probability']:.1f} %" in text
+    for row in docs["per_class"]:
+        figures = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
+        assert " ".join((row["class"], *figures, f"{row['support']}")) in text
+    assert HOSTILE not in html and html.count("<b>") == made[0].count("<b>")
+    heat = make_figures(facts)["task0_confusion"]["data"][0]
+    assert heat["y"][1].startswith("&lt;script&gt;"), "plotly takes tags for its own"
+    assert sum(map(sum, heat["customdata"])) == 300
+    assert not any("alert('x')" in script["body"] for script in page.scripts)
+
+
+def test_quartiles_and_failed_runs_are_shown(finished_run, tmp_path):
+    folder = tmp_path / "finetune"
+    shutil.copytree(finished_run["finetune"], folder)
+    scores = json.loads((folder / "scores.json").read_text())
+    scores["tasks"]["cola"]["summary"]["model"] |= {"lower_quartile": 0.1234, "upper_quartile": 0.2345, "num_failed": 2}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    before = make(tmp_path / "before", {"finetune": finished_run["finetune"]})[1].text
+    text = make(tmp_path / "out", {"finetune": folder})[1].text
+    assert "[0.123, 0.234]" in text and "2 runs failed" in " ".join(text.split())
+    assert "quartile" not in before and "failed" not in before
 
 
 def test_figures_have_labelled_axes_and_every_seed(made):
@@ -297,8 +349,8 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
-def test_browser_draws_every_plot(made, tmp_path):
-    html, _, facts = made
+def test_browser_draws_every_plot(understood, tmp_path):
+    html, _, facts = understood
     (tmp_path / "report.html").write_text(html, encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     flags += ["--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]

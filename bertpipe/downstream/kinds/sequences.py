@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,6 +107,13 @@ class Classification(Sequences):
         if split.labels is not None:
             line["label"] = split.label_names[int(split.labels[row])]
         return line | {"logits": [round(float(x), 5) for x in outputs.of(row)[0]]}
+
+    def parse(self, lines: Sequence[Mapping[str, Any]], names: tuple[str, ...] | None) -> tuple[Split, Any]:
+        """Codes in place of names, int64 [examples]."""
+        split, predicted = super().parse(lines, names)
+        codes = {name: code for code, name in enumerate(names or ())}
+        labels = np.array([codes[name] for name in split.labels], np.int64)
+        return replace(split, labels=labels), np.array([codes[name] for name in predicted], np.int64)
 
 
 class Regression(Sequences):

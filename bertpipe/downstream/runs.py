@@ -1,0 +1,92 @@
+"""Finished runs, read back: the task's row, the scores and the predictions of each, and the scores made of them anew.
+
+What a run wrote is enough: neither the data nor the model is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bertpipe.downstream.facts import read_json, read_lines
+from bertpipe.downstream.kind import Kind, Split, Task
+from bertpipe.downstream.kinds import KINDS
+from bertpipe.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of fine-tuning."""
+
+    folder: Path
+    result: dict[str, Any]
+    """Its scores.json."""
+
+    @cached_property
+    def task(self) -> Task:
+        """The row of its task."""
+        row = self.result["task"].items()
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row}
+        return Task(**fields)
+
+    @property
+    def kind(self) -> Kind:
+        """The task's form."""
+        return KINDS[self.task.kind]
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The name of each code."""
+        return tuple(self.result["labels"]) if self.result.get("labels") else None
+
+    @property
+    def seed(self) -> int:
+        """What it was drawn from."""
+        return self.result["seed"]
+
+    def headline(self, split: str | None = None) -> float:
+        """The task's one number, of the split that chooses or another evaluated one."""
+        return self.result["scores"][self.score_name(split or self.task.validation)]
+
+    def score_name(self, split: str) -> str:
+        """What the headline score of an evaluated split is called in scores.json."""
+        name = self.task.headline
+        return name if split == self.task.validation else f"{split.removeprefix('validation_')}_{name}"
+
+    def path(self, split: str) -> Path:
+        """The file of its predictions."""
+        return self.folder / f"predictions-{split}.jsonl"
+
+    def lines(self, split: str) -> list[dict[str, Any]]:
+        """Its predictions for a split, in the split's order."""
+        return read_lines(self.path(split))
+
+    def parse(self, lines: list[dict[str, Any]]) -> tuple[Split, Any]:
+        """Labels and predictions of `lines`, as `score` takes them; ArtifactError for lines that are none of this
+        run's."""
+        try:
+            return self.kind.parse(lines, self.names)
+        except KeyError as error:
+            raise ArtifactError(
+                f"{self.folder}: its predictions have no {error}; run `bertpipe finetune` again"
+            ) from None
+
+    def score(self, split: Split, predicted: Any) -> float:
+        """The headline score of what `parse` gives."""
+        return float(self.kind.score(self.task, split, predicted)[self.task.headline])
+
+
+def find(folder: Path) -> Iterator[Run]:
+    """The runs with predictions in a finetune artifact, in the folder of one of its tasks, or in that of a run."""
+    for path in (folder, *sorted(folder.glob("runs/*")), *sorted(folder.glob("*/runs/*"))):
+        result = read_json(path / "scores.json")
+        if "task" in result and next(path.glob("predictions-*.jsonl"), None) is not None:
+            yield Run(path, result)
+
+
+def best(runs: Iterable[Run]) -> Run:
+    """The one with the highest headline score; of several the lowest seed."""
+    return max(runs, key=lambda run: (run.headline(), -run.seed))

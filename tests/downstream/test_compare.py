@@ -1,0 +1,247 @@
+"""Two checkpoints compared: differences, intervals and tests are the textbook's; what can't be paired is refused."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy import stats
+from transformers import BertConfig, BertForMaskedLM
+
+from bertpipe.cli import main
+from bertpipe.downstream import compare, metrics, runs, tasks
+from bertpipe.errors import ArtifactError, DataError
+from tests.downstream.conftest import TEXT, write_tokenizer
+from tests.downstream.test_understanding import classified, rated, write_run
+from tests.runs import only
+
+HOSTILE = "<script>alert('x')</script>"
+
+
+def answered(lines: list[dict], right: np.ndarray) -> tuple[list[dict], dict]:
+    """The same examples, answered rightly where `right` says so; and the scores."""
+    other = {"equivalent": "not_equivalent", "not_equivalent": "equivalent"}
+    out = [
+        line | {"prediction": line["label"] if ok else other[line["label"]]}
+        for line, ok in zip(lines, right, strict=True)
+    ]
+    gold, predicted = ([int(line[key] == "equivalent") for line in out] for key in ("label", "prediction"))
+    return out, metrics.compute("accuracy_and_f1", predicted, gold)
+
+
+@pytest.fixture
+def pair(tmp_path) -> tuple[Path, Path]:
+    """Two artifacts with mrpc: of 200 examples A alone has 12 right, B alone 30."""
+    lines, _ = classified(200)
+    right = np.ones((2, 200), bool)
+    right[0, :30], right[1, 30:42], right[:, 60:80] = False, False, False
+    for name, own, seeds in (("a", right[0], (2, 1)), ("b", right[1], (1,))):
+        out, scores = answered(lines, own)
+        for seed in seeds:
+            f1 = scores["f1"] if seed == seeds[0] else scores["f1"] - 0.05
+            write_run(tmp_path / name, "mrpc", out, scores | {"f1": f1}, seed=seed)
+    write_run(tmp_path / "b", "cola", lines, {"matthews_correlation": 0.5})
+    return tmp_path / "a", tmp_path / "b"
+
+
+def edit(folder: Path, change) -> Path:
+    """Rewrite the predictions of the best run."""
+    path = sorted(folder.glob("mrpc/runs/*"))[-1] / "predictions-validation.jsonl"
+    lines = [json.loads(line) for line in path.open()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in change(lines)))
+    return path
+
+
+def test_the_figures_of_two_classifiers(pair):
+    (row,) = compare.compare(*pair, 20_000)
+    assert (row.task, row.metric, row.num_examples) == ("mrpc", "f1", 200)
+    assert (row.only_a, row.only_b) == (12, 30)
+    expected = 2 * stats.binom.cdf(12, 42, 0.5)
+    assert row.mcnemar == pytest.approx(expected)
+    assert row.difference.value == pytest.approx(row.score_b - row.score_a)
+    assert row.difference.lowest < row.difference.value < row.difference.highest
+    assert row.seeds is None, "B has one seed"
+    swapped = compare.compare(pair[1], pair[0], 20_000)[0].difference
+    assert (swapped.lowest, swapped.highest) == pytest.approx(
+        (-row.difference.highest, -row.difference.lowest), abs=5e-3
+    )
+
+
+def test_the_interval_is_that_of_resampled_examples(pair):
+    """A bootstrap written out: draw examples, score both with the official metric."""
+    lines = [[json.loads(x) for x in next(f.glob("mrpc/runs/*/pred*")).open()] for f in pair]
+    gold, a, b = (
+        np.array([line[key] == "equivalent" for line in side])
+        for side, key in ((lines[0], "label"), (lines[0], "prediction"), (lines[1], "prediction"))
+    )
+    draw, found = np.random.default_rng(7), []
+    for _ in range(4_000):
+        i = draw.integers(0, 200, 200)
+        f1 = [2 * (gold[i] & p[i]).sum() / (gold[i].sum() + p[i].sum()) for p in (a, b)]
+        found.append(f1[1] - f1[0])
+    row = compare.compare(*pair, 20_000)[0].difference
+    np.testing.assert_allclose([row.lowest, row.highest], np.quantile(found, [0.025, 0.975]), atol=0.006)
+
+
+def test_numbers_are_compared_by_correlation_alone(tmp_path):
+    for name, error, seeds in (("a", 1.5, (1, 2)), ("b", 0.7, (1, 2, 3))):
+        for seed in seeds:
+            lines, scores = rated(300, seed, error)
+            gold = rated(300, 0)[0]
+            lines = [line | {"label": g["label"]} for line, g in zip(lines, gold, strict=True)]
+            scores = metrics.compute(
+                "pearson_and_spearman", [line["prediction"] for line in lines], [line["label"] for line in lines]
+            )
+            write_run(tmp_path / name, "stsb", lines, scores, seed=seed)
+    (row,) = compare.compare(tmp_path / "a", tmp_path / "b", 2_000)
+    assert (row.only_a, row.only_b, row.mcnemar) == (None, None, None)
+    assert row.seeds is not None and (row.seeds.num_a, row.seeds.num_b) == (2, 3)
+    scores = [
+        [json.loads(p.read_text())["scores"]["spearman"] for p in sorted(tmp_path.glob(f"{n}/stsb/runs/*/scores.json"))]
+        for n in "ab"
+    ]
+    welch = stats.ttest_ind(scores[1], scores[0], equal_var=False).confidence_interval(0.95)
+    assert (row.seeds.lowest, row.seeds.highest) == pytest.approx((welch.low, welch.high))
+    assert row.score_a == max(scores[0]) and row.score_b == max(scores[1])
+
+
+def test_a_score_without_a_quick_form_is_drawn(pair, monkeypatch):
+    quick = compare.compare(*pair, 1_000)[0]
+    monkeypatch.setattr(compare.bootstrap, "FACTORIES", {})
+    monkeypatch.setattr(compare, "DRAWN", 40)
+    slow = compare.compare(*pair, 1_000)[0]
+    assert (slow.num_resamples, quick.num_resamples) == (40, 1_000)
+    assert slow.difference.value == quick.difference.value
+    assert slow.difference.lowest == pytest.approx(quick.difference.lowest, abs=0.05)
+    assert "(mrpc: 40)" in compare.note([slow, quick])
+
+
+def test_single_runs_and_tasks_are_compared_too(pair):
+    a, b = pair
+    whole = compare.compare(a, b)
+    assert compare.compare(a / "mrpc", b / "mrpc") == whole
+    assert compare.compare(a / "mrpc/runs/model-seed-2", b / "mrpc/runs/model-seed-1") == whole
+
+
+def test_the_order_of_examples_does_not_matter(pair):
+    before = compare.compare(*pair)
+    edit(pair[1], lambda lines: lines[::-1])
+    assert compare.compare(*pair)[0].only_b == before[0].only_b == 30
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda lines: lines[:-2], r"2 examples of the other are not here, the first of them e198"),
+        (
+            lambda lines: [{**lines[0], "id": "new"}, *lines[1:]],
+            r"1 examples of the other are not here, the first of them new",
+        ),
+        (lambda lines: [lines[0], *lines], r"two examples are called e0"),
+        (
+            lambda lines: [{**line, "label": line["prediction"]} for line in lines],
+            r"example e0 has another label in .*: not_equivalent and equivalent|.*: equivalent and not_equivalent",
+        ),
+        (lambda lines: [lines[0], {**lines[1], "text": ["else"]}, *lines[2:]], r"example e1 has another text"),
+    ],
+)
+def test_other_examples_or_labels_are_refused_by_name(pair, change, complaint):
+    edit(pair[0], change)
+    with pytest.raises(DataError, match=complaint):
+        compare.compare(*pair)
+
+
+def test_predictions_that_do_not_make_the_score_are_refused(pair):
+    edit(pair[0], lambda lines: [{**line, "prediction": line["label"]} for line in lines])
+    with pytest.raises(ArtifactError, match=r"predictions make 1\.0+, scores\.json says 0\.\d+"):
+        compare.compare(*pair)
+
+
+def test_the_command(pair, tmp_path, capsys):
+    hostile = tmp_path / HOSTILE.replace("/", "|")
+    pair[1].rename(hostile)
+    arguments = ["--html", str(tmp_path / "c.html"), "--json", str(tmp_path / "c.json"), "--resamples", "500"]
+    assert main(["compare", str(pair[0]), str(hostile), *arguments]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"A: {pair[0]}" and printed[2].split()[:3] == ["task", "metric", "examples"]
+    assert printed[3].split()[:3] == ["mrpc", "f1", "200"]
+    page, figures = (tmp_path / "c.html").read_text(), json.loads((tmp_path / "c.json").read_text())
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert figures["tasks"][0]["only_b"] == 30 and figures["tasks"][0]["num_resamples"] == 500
+    assert f"{figures['tasks'][0]['score_b']:.4f}" in page
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> list[Path]:
+    """Two artifacts of the finetune stage: two checkpoints, each on two tasks with two seeds."""
+    folder, draw = tmp_path_factory.mktemp("trained"), random.Random(0)
+    for task, columns in (("sst2", ("sentence",)), ("stsb", ("sentence1", "sentence2"))):
+        (folder / "glue" / task).mkdir(parents=True)
+        for split in ("train", "validation", "test"):
+            texts = {column: [" ".join(draw.choices(TEXT.split(), k=9)) for _ in range(40)] for column in columns}
+            labels = [int("the" in text) if task == "sst2" else draw.random() * 5 for text in texts[columns[0]]]
+            labels = [-1] * 40 if split == "test" else labels
+            pq.write_table(pa.table(texts | {"label": labels}), folder / "glue" / task / f"{split}.parquet")
+    for name, layers in (("a", 1), ("b", 2)):
+        tokenizer = write_tokenizer(folder / name)
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 32}
+        BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / name)
+        arguments = ["--finetune.tasks", "sst2", "stsb", "--finetune.data", folder / "glue", "--finetune.model"]
+        arguments += [folder / name, "--finetune.seeds", "2", "--finetune.epochs", "2", "--finetune.lr", "1e-2"]
+        arguments += ["--finetune.precision", "fp32", "--runtime.root", folder / "runs" / name, "--runtime.progress"]
+        assert main(["finetune", *map(str, arguments), "false", "--runtime.threads", "1"]) == 0
+    return [only(folder / "runs" / name, "finetune") for name in "ab"]
+
+
+def test_the_predictions_of_real_runs_make_their_scores(trained):
+    """To the last bit, for each form of task: so what is resampled is the task's own score."""
+    found = [run for folder in trained for run in runs.find(folder)]
+    assert sorted((run.task.name, run.seed) for run in found) == sorted(
+        (task, seed) for task in ("sst2", "stsb") for seed in (1, 2) for _ in trained
+    )
+    for run in found:
+        lines = run.lines("validation")
+        split, predicted = run.parse(lines)
+        assert run.kind.score(run.task, split, predicted) == run.result["scores"]
+        assert run.task == tasks.get(run.task.name)
+        table = pq.read_table(trained[0].parents[2] / "glue" / run.task.name / "validation.parquet")
+        assert [line["text"] for line in lines] == [[row[c] for c in run.task.text] for row in table.to_pylist()]
+        assert "label" not in run.lines("test")[0]
+
+
+def test_real_runs_are_compared(trained):
+    rows = compare.compare(*trained, 300)
+    assert [(row.task, row.metric, row.num_examples) for row in rows] == [
+        ("sst2", "accuracy", 40),
+        ("stsb", "spearman", 40),
+    ]
+    lines = [{line["id"]: line for line in runs.best(runs.find(f / "sst2")).lines("validation")} for f in trained]
+    right = [{i for i, line in side.items() if line["prediction"] == line["label"]} for side in lines]
+    assert (rows[0].only_a, rows[0].only_b) == (len(right[0] - right[1]), len(right[1] - right[0]))
+    assert all(row.seeds is not None and row.seeds.num_a == row.seeds.num_b == 2 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "required: A, B; `bertpipe compare --help`"),
+        (["A"], "required: B"),
+        (["A", "nowhere"], "nowhere: no such folder"),
+        (["A", "empty"], "empty: no run with predictions here"),
+        (["A", "other"], "no task to compare"),
+        (["A", "A", "--resamples", "0"], "'0' is not a whole number from 1 on"),
+        (["A", "A", "--wrong"], "unrecognized arguments: --wrong"),
+    ],
+)
+def test_mistakes_are_one_line(pair, tmp_path, capsys, arguments, complaint):
+    (tmp_path / "empty").mkdir()
+    write_run(tmp_path / "other", "rte", classified(5)[0], {"accuracy": 0.5}, labels=["x", "y"])
+    places = {"A": str(pair[0]), **{n: str(tmp_path / n) for n in ("nowhere", "empty", "other")}}
+    assert main(["compare", *(places.get(a, a) for a in arguments)]) == 2
+    captured = capsys.readouterr()
+    assert complaint in captured.err and captured.err.count("\n") == 1 and not captured.out
