@@ -86,7 +86,12 @@ class _Scoring:
 
     @cached_property
     def job(self) -> Job:
-        return prepare(self.name, self.cfg.finetune, self.model)
+        job = prepare(self.name, self.cfg.finetune, self.model)
+        if self.place.is_main:
+            for split, counts in job.counts().items():
+                found = ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in counts.items())
+                print(f"{self.name} {split}: {found}", flush=True)
+        return job
 
     def score(self, folder: Path) -> dict[str, Any]:
         """The task's part of scores.json; `folder` is made."""
@@ -144,6 +149,7 @@ class _Scoring:
                         "labels": job.splits["train"].label_names,
                         "sizes": {split: len(data) for split, data in job.splits.items()},
                         "truncated": sum(encoded.num_truncated for encoded in job.encoded.values()),
+                        "counts": job.counts(),
                     },
                 )
                 counts |= result["scores"]
@@ -175,7 +181,7 @@ class _Scoring:
             values = [r["scores"][task.headline] for r in results if r["init"] == init]
             middle = statistics.median(values)
             summary[init] = {"median": middle, "lowest": min(values), "highest": max(values), "num_runs": len(values)}
-        shared = ("labels", "sizes", "truncated")
+        shared = ("labels", "sizes", "truncated", "counts")
         first = results[0]
         scores = {
             "kind": task.kind,
@@ -184,6 +190,7 @@ class _Scoring:
             "num_train": first["sizes"]["train"],
             "num_validation": first["sizes"][task.validation],
             "truncated": first["truncated"],
+            "counts": first["counts"],
             "runs": [{key: value for key, value in result.items() if key not in shared} for result in results],
             "summary": summary,
             "model": f"{self.name}/model",
@@ -193,8 +200,9 @@ class _Scoring:
 
 
 def _score_baseline(job: Job, init: str, seed: int) -> dict[str, Any]:
-    predicted = BASELINES[init].predict(job.splits, seed)
-    return {"scores": job.score(job.task.validation, predicted), "best_epoch": None}
+    predicted, split = BASELINES[init].predict(job.splits, seed), job.task.validation
+    details = {split: job.kind.details(job.splits[split], predicted)}
+    return {"scores": job.score(split, predicted), "best_epoch": None, "details": details}
 
 
 def _line(name: str, scores: dict[str, Any]) -> str:

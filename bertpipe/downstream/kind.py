@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,6 +75,8 @@ class Split:
     """The name of each code; None where there are no codes."""
     num_empty: int = 0
     """Examples with an empty text; they are kept, because the official scores count them."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What was found odd and kept, by reason."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -87,6 +89,8 @@ class Encoded:
     examples: Examples
     num_truncated: int = 0
     """Examples of which tokens were cut off."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What else was done to them, by reason."""
     notes: Any = None
     """For `Kind.decide` alone."""
 
@@ -110,6 +114,8 @@ class Kind(abc.ABC):
 
     head: str
     """Key into model/labelled.py's HEADS_OF: stock auto class and loss."""
+    pipeline: str = "text-classification"
+    """The stock pipeline that runs the saved model; the Hub calls its tasks so too."""
 
     def columns(self, task: Task) -> tuple[str, ...]:
         """The columns that a labelled table must have; the label's last."""
@@ -140,6 +146,14 @@ class Kind(abc.ABC):
     @abc.abstractmethod
     def line(self, split: Split, encoded: Encoded, outputs: Outputs, predicted: Any, row: int) -> dict[str, Any]:
         """What predictions-*.jsonl says of an example beside its id: `prediction`, `label` where it is known, ..."""
+
+    def details(self, split: Split, predicted: Any) -> dict[str, Any]:
+        """What scores.json says of a labelled split beside its scores: scores of parts of it, by name."""
+        return {}
+
+    def files(self, split: Split, predicted: Any) -> dict[str, str]:
+        """The predictions in official formats: file ending and content. Empty where there is none."""
+        return {}
 
 
 def name_fields(names: tuple[str, ...] | None) -> dict[str, Any]:

@@ -63,6 +63,11 @@ class Job:
         """The task's metrics of a labelled split."""
         return dict(self.kind.score(self.task, self.splits[split], predicted))
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What was odd in each split's data and kept, and what was done to it, by reason."""
+        found = {split: data.counts | self.encoded[split].counts for split, data in self.splits.items()}
+        return {split: counts for split, counts in found.items() if counts}
+
     def decide(self, split: str, outputs: Outputs) -> Any:
         """A prediction for each example of a split."""
         return self.kind.decide(self.splits[split], self.encoded[split], outputs)
@@ -145,20 +150,22 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
         loop.fit(objective, source, optimizer, looping, place, record, best, None, lambda step: step // epoch_of)
     objective.model.load_state_dict(best.weights)
     place.release()
-    scores = best.scores
-    for split in job.splits:
+    scores, details = best.scores, {}
+    for split, data in job.splits.items():
         if split == "train":
             continue
         outputs = best.outputs if split == job.task.validation else predict(objective, job, split, place)
         predicted = job.decide(split, outputs)
-        if split in job.task.evaluated[1:]:
+        if data.labels is not None:
+            details[split] = job.kind.details(data, predicted)
+        if data.labels is not None and split != job.task.validation:
             prefix = split.removeprefix("validation_")
             scores |= {f"{prefix}_{name}": value for name, value in job.score(split, predicted).items()}
         if scratch is not None:
             _write_predictions(job, split, outputs, predicted, scratch / f"predictions-{split}.jsonl")
     if scratch is not None and init == "model":
         save_model(objective.model, job.tokenizer, scratch / "model")
-    return {"scores": scores, "best_epoch": best.epoch, "by_epoch": best.history}
+    return {"scores": scores, "best_epoch": best.epoch, "by_epoch": best.history, "details": details}
 
 
 def recipe(settings: FinetuneConfig, steps: int) -> Recipe:
@@ -238,3 +245,5 @@ def _write_predictions(job: Job, split: str, outputs: Outputs, predicted: Any, p
         for row, example in enumerate(data.ids):
             line = {"id": example} | job.kind.line(data, encoded, outputs, predicted, row)
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    for ending, content in job.kind.files(data, predicted).items():
+        path.with_suffix(f".{ending}").write_text(content, encoding="utf-8")

@@ -2,8 +2,10 @@
 
 from bertpipe.downstream.kind import Kind
 from bertpipe.downstream.kinds.sequences import Classification, Regression
+from bertpipe.downstream.kinds.tokens import Tokens
 
 KINDS: dict[str, Kind] = {
     "classification": Classification(),
     "regression": Regression(),
+    "tokens": Tokens(),
 }
