@@ -89,7 +89,7 @@ class _Scoring:
         job = prepare(self.name, self.cfg.finetune, self.model)
         if self.place.is_main:
             for split, counts in job.counts().items():
-                found = ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in counts.items())
+                found = ", ".join(f"{reason.replace('_', ' ')} {number:,}" for reason, number in counts.items())
                 print(f"{self.name} {split}: {found}", flush=True)
         return job
 

@@ -33,8 +33,8 @@ def test_what_is_a_tag():
 
 
 def test_scores_by_hand():
-    gold = ["B-PER I-PER O B-LOC".split(), "B-PER O".split()]
-    predicted = ["B-PER O O B-LOC".split(), "B-LOC O".split()]
+    gold = [["B-PER", "I-PER", "O", "B-LOC"], ["B-PER", "O"]]
+    predicted = [["B-PER", "O", "O", "B-LOC"], ["B-LOC", "O"]]
     assert count(predicted, gold) == {"LOC": (1, 2, 1), "PER": (0, 1, 2)}
     assert rates(1, 2, 1) == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3)}
     assert rates(0, 0, 0) == {"precision": 0, "recall": 0, "f1": 0}

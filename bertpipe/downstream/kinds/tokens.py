@@ -46,7 +46,7 @@ class Tokens(Kind):
     def read(self, table: pa.Table, task: Task, split: str, where: str, names: tuple[str, ...] | None) -> Split:
         """Words, and tags as text or as codes of `names`; see Kind.
 
-        Without `names` they are O, and each type of entity with each prefix (B-, I-, E-, S-) that occurs.
+        Without `names` they are O, and each type of entity with B- and I-, and E- and S- if those occur.
         """
         words = lists(table, task.text[0], where)
         _check_text(table, task.text[0], where)
@@ -205,9 +205,9 @@ def _are_secret(rows: list[list[Any] | None]) -> bool:
 
 
 def _collect(tags: list[list[str]]) -> tuple[str, ...]:
-    """O, and every type with every prefix that occurs, in the alphabet's order."""
+    """O, and every type with every prefix of the scheme, so that no split has a tag more; in the alphabet's order."""
     found = {tag for row in tags for tag in row} - {entities.OUTSIDE}
-    prefixes, types = {tag[0] for tag in found}, {tag[2:] for tag in found}
+    prefixes, types = {"B", "I"} | {tag[0] for tag in found}, {tag[2:] for tag in found}
     return (entities.OUTSIDE, *sorted(f"{prefix}-{kind}" for prefix in prefixes for kind in types))
 
 
