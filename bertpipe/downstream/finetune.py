@@ -153,7 +153,12 @@ class _Scoring:
 
     @cached_property
     def job(self) -> Job:
-        return prepare(self.name, self.cfg.finetune, self.start.model, self.start.new_head)
+        job = prepare(self.name, self.cfg.finetune, self.start.model, self.start.new_head)
+        if self.place.is_main:
+            for split, counts in job.counts().items():
+                found = ", ".join(f"{reason.replace('_', ' ')} {number:,}" for reason, number in counts.items())
+                print(f"{self.name} {split}: {found}", flush=True)
+        return job
 
     @property
     def headline(self) -> str:
@@ -207,10 +212,7 @@ class _Scoring:
         job, started = self.job, time.monotonic()
         with writing as (scratch, counts):
             if one.run.init in BASELINES:
-                scores: dict[str, float] = {}
-                for split in filter(job.is_scored, job.splits):
-                    scores |= job.score(split, baselines.predict(one.run.init, job, split, one.run.seed))
-                outcome: dict[str, Any] = {"scores": scores, "best_epoch": None, "failed": None}
+                outcome = _score_baseline(job, one.run.init, one.run.seed)
             else:
                 outcome = train(self._cfg(one), self.place, job, one.run.init, one.run.seed, scratch)
             if self.place.is_main:
@@ -222,6 +224,7 @@ class _Scoring:
                     "labels": job.splits["train"].label_names,
                     "sizes": {split: len(data) for split, data in job.splits.items()},
                     "truncated": sum(encoded.num_truncated for encoded in job.encoded.values()),
+                    "counts": job.counts(),
                 }
                 result = {"init": one.run.init, "seed": one.run.seed, **point, **outcome, **facts}
                 artifact.write_json(scratch / "scores.json", result)
@@ -255,7 +258,7 @@ class _Scoring:
         chosen = {
             init: summary.choose(cells, init, task.headline) for init in dict.fromkeys(one.run.init for one in cells)
         }
-        shared = ("task", "labels", "sizes", "truncated", "floor")
+        shared = ("task", "labels", "sizes", "truncated", "counts", "floor")
         rows = [
             {key: value for key, value in one.outcome.items() if key not in shared}
             | {"folder": f"{self.name}/runs/{one.run.name(several)}"}
@@ -270,6 +273,7 @@ class _Scoring:
             "num_train": first["sizes"]["train"],
             "num_validation": first["sizes"][task.validation],
             "truncated": first["truncated"],
+            "counts": first["counts"],
             "floor": first["floor"],
             "runs": rows,
             "summary": {
@@ -285,3 +289,14 @@ class _Scoring:
             "published": published.of(self.name),
         }
         artifact.write_json(folder / "scores.json", scores)
+
+
+def _score_baseline(job: Job, init: str, seed: int) -> dict[str, Any]:
+    """What a baseline comes to on every labelled split."""
+    scores: dict[str, float] = {}
+    details = {}
+    for split in filter(job.is_scored, job.splits):
+        predicted = baselines.predict(init, job, split, seed)
+        scores |= job.score(split, predicted)
+        details[split] = job.kind.details(job.splits[split], predicted)
+    return {"scores": scores, "best_epoch": None, "failed": None, "details": details}

@@ -65,21 +65,27 @@ class Job:
 
     @cached_property
     def floor(self) -> float:
-        """The headline score of the most frequent training label; 0 for a form of task that has none."""
-        if self.task.kind not in BASELINES["majority"].kinds:
+        """The headline score of the most frequent training label; 0 for a form of task that has none, and for tokens,
+        whose baseline looks at the words."""
+        if self.task.kind == "tokens" or self.task.kind not in BASELINES["majority"].kinds:
             return 0.0
         predicted = baselines.predict("majority", self, self.task.validation)
         return self.score(self.task.validation, predicted)[self.task.headline]
 
     def is_scored(self, split: str) -> bool:
-        """Whether it is evaluated, or a diagnostic one whose labels are known."""
-        return split in self.task.evaluated or (split in self.task.diagnostic and self.splits[split].labels is not None)
+        """Whether it is not for training and its labels are known."""
+        return split != "train" and self.splits[split].labels is not None
 
     def score(self, split: str, predicted: Any) -> dict[str, float]:
         """The task's metrics of a labelled split; of any but the one that chooses, named after it."""
         task = replace(self.task, metric=self.task.diagnostic.get(split, self.task.metric))
         scores = self.kind.score(task, self.splits[split], predicted)
         return {task.prefix(split) + name: value for name, value in scores.items()}
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What was odd in each split's data and kept, and what was done to it, by reason."""
+        found = {split: data.counts | self.encoded[split].counts for split, data in self.splits.items()}
+        return {split: counts for split, counts in found.items() if counts}
 
     def decide(self, split: str, outputs: Outputs) -> Any:
         """A prediction for each example of a split."""
@@ -155,20 +161,22 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
     finally:
         place.release()
     objective.model.load_state_dict(best.weights)
-    scores = dict(best.scores)
+    scores, details = dict(best.scores), {}
     failed = failure(job, best.outputs, scores)
-    for split in job.splits:
+    for split, data in job.splits.items():
         if split == "train":
             continue
         outputs = best.outputs if split == job.task.validation else predict(objective, job, split, place)
         predicted = job.decide(split, outputs)
-        if job.is_scored(split) and split != job.task.validation:
-            scores |= job.score(split, predicted)
+        if job.is_scored(split):
+            details[split] = job.kind.details(data, predicted)
+            scores |= {} if split == job.task.validation else job.score(split, predicted)
         if scratch is not None:
             _write_predictions(job, split, outputs, predicted, scratch / f"predictions-{split}.jsonl")
     if scratch is not None and init == MODEL:
         save_model(objective.model, job.tokenizer, scratch / "model")
-    return {"scores": scores, "best_epoch": best.epoch, "by_epoch": best.history, "failed": failed}
+    found = {"scores": scores, "best_epoch": best.epoch, "by_epoch": best.history, "failed": failed}
+    return found | {"details": details}
 
 
 def _fit(cfg: Config, place: Place, job: Job, best: _Best, init: str, seed: int, scratch: Path | None) -> None:
@@ -299,3 +307,5 @@ def _write_predictions(job: Job, split: str, outputs: Outputs, predicted: Any, p
             line = {"id": example} | job.kind.line(data, encoded, outputs, predicted, row)
             line |= {"text": list(data.texts[row])}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    for ending, content in job.kind.files(data, predicted).items():
+        path.with_suffix(f".{ending}").write_text(content, encoding="utf-8")

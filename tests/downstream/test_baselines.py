@@ -27,6 +27,16 @@ def test_majority_of_numbers_is_the_mean():
     assert majority(splits).tolist() == [2.5, 2.5, 2.5]
 
 
+def test_majority_of_tokens_is_each_words_most_frequent_tag():
+    texts = [("Paris", "is", "big"), ("Paris", "Hilton"), ("in", "Paris"), ("a", "Hilton")]
+    tags = [[1, 0, 0], [2, 2], [0, 1], [0, 1]]
+    train = Split(texts, [np.array(row) for row in tags], [0, 1, 2, 3], ("O", "B-place", "B-person"))
+    splits = {"train": train, "validation": Split([("Paris", "new"), ("Hilton",)], None, [0, 1], train.label_names)}
+    found = majority(splits)
+    assert [row.tolist() for row in found] == [[1, 0], [1]], "Hilton is each once: the lower code; a new word is O"
+    assert found[0].dtype == np.int64
+
+
 def test_tfidf_learns_words():
     assert tfidf(separable(), 0).tolist() == [1, 0, 1]
 
