@@ -94,21 +94,22 @@ class Job:
 
 def prepare(name: str, settings: FinetuneConfig, model: str, new_head: bool = False) -> Job:
     """Load and tokenize a task's data."""
-    task, splits, tokenizer = tasks.get(name), tasks.load(name, settings.data), load_tokenizer_of(model)
+    setting = "finetune.warm_start" if new_head else "finetune.model"
+    task, splits, tokenizer = tasks.get(name), tasks.load(name, settings.data), load_tokenizer_of(model, setting)
     encoded = {s: KINDS[task.kind].encode(split, tokenizer, settings) for s, split in splits.items()}
     return Job(task, splits, encoded, model, tokenizer, new_head)
 
 
-def load_tokenizer_of(model: str) -> Any:
+def load_tokenizer_of(model: str, setting: str = "finetune.model") -> Any:
     """The tokenizer that lies beside a checkpoint; ConfigError when there is none."""
-    outside.check(model, "finetune.model")
+    outside.check(model, setting)
     try:
         tokenizer = load_tokenizer(model)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"finetune.model: no tokenizer can be loaded from {model!r}: {reason}") from error
+        raise ConfigError(f"{setting}: no tokenizer can be loaded from {model!r}: {reason}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where there is none
-        raise ConfigError(f"finetune.model: {model!r} holds no tokenizer (tokenizer.json or vocab.txt)")
+        raise ConfigError(f"{setting}: {model!r} holds no tokenizer (tokenizer.json or vocab.txt)")
     return tokenizer
 
 
@@ -119,13 +120,14 @@ def build(job: Job, settings: FinetuneConfig, init: str, seed: int) -> Any:
     auto = getattr(transformers, job.head.auto_class)
     fields = job.kind.model_fields(job.splits["train"])
     torch.manual_seed(seed)
-    if init == SCRATCH or job.new_head:
+    warm = job.new_head and init != SCRATCH
+    body = encoders.load(transformers.AutoModel, job.model, "finetune.warm_start", settings.dropout) if warm else None
+    if init == SCRATCH or body is not None:
         stock = transformers.AutoConfig.from_pretrained(job.model, **fields)
         encoders.check_class(auto, stock, "finetune.model")
         encoders.set_dropout(stock, settings.dropout)
         model = auto.from_config(stock, attn_implementation="eager", dtype=torch.float32)
-        if init != SCRATCH:  # the body and, where the family has it there, the pooler
-            body = encoders.load(transformers.AutoModel, job.model, "finetune.warm_start", settings.dropout)
+        if body is not None:  # with the pooler, where the family has it there
             model.base_model.load_state_dict(body.state_dict(), strict=False)
     else:
         model = encoders.load(auto, job.model, "finetune.model", settings.dropout, **fields)
