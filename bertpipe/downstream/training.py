@@ -72,8 +72,8 @@ class Job:
         return self.score(self.task.validation, predicted)[self.task.headline]
 
     def is_scored(self, split: str) -> bool:
-        """Whether it is evaluated, or a diagnostic one whose labels are known."""
-        return split in self.task.evaluated or (split in self.task.diagnostic and self.splits[split].labels is not None)
+        """Whether its labels are known; those of training are for training."""
+        return split != "train" and self.splits[split].labels is not None
 
     def score(self, split: str, predicted: Any) -> dict[str, float]:
         """The task's metrics of a labelled split; of any but the one that chooses, named after it."""
