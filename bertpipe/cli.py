@@ -239,7 +239,7 @@ class _Arguments(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}; `{self.prog} --help` lists its arguments")
 
 
-def _compare(argv: list[str]) -> int:
+def _compare_arguments() -> _Arguments:
     arguments = _Arguments("compare", "A and B are finetune artifacts, or folders of one task or of one run in them.")
     arguments.add_argument("first", type=Path, metavar="A")
     arguments.add_argument("second", type=Path, metavar="B")
@@ -247,7 +247,11 @@ def _compare(argv: list[str]) -> int:
     arguments.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
     arguments.add_argument("--html", type=Path, metavar="FILE", help="write the table as a page")
     arguments.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
-    given = arguments.parse_args(argv)
+    return arguments
+
+
+def _compare(argv: list[str]) -> int:
+    given = ARGUMENTS["compare"]().parse_args(argv)
     _quiet_libraries()
     from bertpipe.downstream import compare
 
@@ -258,7 +262,7 @@ def _compare(argv: list[str]) -> int:
     return 0
 
 
-def _embed(argv: list[str]) -> int:
+def _embed_arguments() -> _Arguments:
     arguments = _Arguments("embed", "One of --out, --sentence-transformers and --score is needed, or several.")
     add = arguments.add_argument
     add("--model", required=True, help="checkpoint folder or Hub id; one of sentence-transformers' brings its pooling")
@@ -273,6 +277,11 @@ def _embed(argv: list[str]) -> int:
     add("--data", metavar="FOLDER", help="of the task, as finetune.data")
     add("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="of the computation (fp32)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (auto)")
+    return arguments
+
+
+def _embed(argv: list[str]) -> int:
+    arguments = ARGUMENTS["embed"]()
     given = arguments.parse_args(argv)
     if (given.input is None) != (given.out is None):
         arguments.error("--input and --out go together")
@@ -314,6 +323,7 @@ def _verify(argv: list[str]) -> int:
     return 0
 
 
+ARGUMENTS = {"compare": _compare_arguments, "embed": _embed_arguments}
 OWN = {"compare": _compare, "embed": _embed, "verify": _verify}
 """Commands with arguments of their own in place of settings."""
 

@@ -21,6 +21,7 @@ import numpy as np
 from bertpipe.artifact import write_json
 from bertpipe.downstream import bootstrap, runs
 from bertpipe.downstream.bootstrap import Interval
+from bertpipe.downstream.grid import MODEL
 from bertpipe.downstream.runs import Run
 from bertpipe.errors import ArtifactError, DataError
 
@@ -29,13 +30,24 @@ DRAWN = 1_000  # resamples of a score that has no quick form
 
 
 @dataclass(frozen=True)
+class Side:
+    """The runs of one checkpoint that differ in their seeds alone."""
+
+    num_runs: int
+    num_failed: int
+    """Of those; one that diverged has no score and counts as the majority's answer."""
+    mean: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} (mean of {self.num_runs}{f', {self.num_failed} failed' if self.num_failed else ''})"
+
+
+@dataclass(frozen=True)
 class Seeds:
     """The difference over seeds."""
 
-    num_a: int
-    num_b: int
-    mean_a: float
-    mean_b: float
+    a: Side
+    b: Side
     lowest: float
     """Of the difference of the means B - A: Welch's 95 % interval."""
     highest: float
@@ -75,7 +87,7 @@ def compare(first: Path, second: Path, resamples: int = bootstrap.RESAMPLES, see
     rows = []
     for name in shared:
         a, b = (_candidates(those[name]) for those in found)
-        best = runs.best(a), runs.best(b)
+        best = _best(a), _best(b)
         rows += [_compare(name, split, a, b, best, resamples, seed) for split in best[0].task.evaluated]
     return rows
 
@@ -91,9 +103,16 @@ def _by_task(folder: Path) -> dict[str, list[Run]]:
     return tasks
 
 
+def _best(found: list[Run]) -> Run:
+    best = runs.best(found)
+    if best is None:
+        raise ArtifactError(f"{found[0].folder.parent}: every run diverged, so there are no predictions to compare")
+    return best
+
+
 def _candidates(found: list[Run]) -> list[Run]:
     """The runs of the model; of a folder that is a baseline's run, that one."""
-    return [run for run in found if run.result["init"] == "model"] or found
+    return [run for run in found if run.result["init"] == MODEL] or found
 
 
 def _compare(
@@ -135,7 +154,7 @@ def _compare(
         only_a=only_a,
         only_b=only_b,
         mcnemar=None if only_a is None or only_b is None else mcnemar(only_a, only_b),
-        seeds=over_seeds([run.headline(split) for run in a], [run.headline(split) for run in b]),
+        seeds=over_seeds(a, b, split),
     )
 
 
@@ -191,19 +210,21 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def over_seeds(a: list[float], b: list[float]) -> Seeds | None:
+def over_seeds(runs_a: list[Run], runs_b: list[Run], split: str) -> Seeds | None:
     """Means over seeds and Welch's interval of their difference; None unless both have several."""
-    if min(len(a), len(b)) < 2:
+    if min(len(runs_a), len(runs_b)) < 2:
         return None
     from scipy.stats import ttest_ind
 
-    means = statistics.fmean(a), statistics.fmean(b)
+    a, b = ([run.headline(split) for run in those] for those in (runs_a, runs_b))
+    side_a, side_b = (
+        Side(len(those), sum(bool(run.result.get("failed")) for run in those), statistics.fmean(scores))
+        for those, scores in ((runs_a, a), (runs_b, b))
+    )
     if len(set(a)) == len(set(b)) == 1:  # no spread: the difference is what it is
-        lowest = highest = means[1] - means[0]
-    else:
-        found = ttest_ind(b, a, equal_var=False).confidence_interval(bootstrap.COVERED)
-        lowest, highest = float(found.low), float(found.high)
-    return Seeds(len(a), len(b), *means, lowest, highest)
+        return Seeds(side_a, side_b, b[0] - a[0], b[0] - a[0])
+    found = ttest_ind(b, a, equal_var=False).confidence_interval(bootstrap.COVERED)
+    return Seeds(side_a, side_b, float(found.low), float(found.high))
 
 
 # --- shown ------------------------------------------------------------------------------------------------------------
@@ -234,8 +255,8 @@ def seed_line(row: Comparison) -> str:
     if seeds is None:
         return ""
     return (
-        f"{cells(row)[0]} over seeds: A {seeds.mean_a:.4f} (mean of {seeds.num_a}), B {seeds.mean_b:.4f} "
-        f"(mean of {seeds.num_b}), B - A {seeds.mean_b - seeds.mean_a:+.4f} [{seeds.lowest:+.4f}, {seeds.highest:+.4f}]"
+        f"{cells(row)[0]} over seeds: A {seeds.a}, B {seeds.b}, B - A {seeds.b.mean - seeds.a.mean:+.4f} "
+        f"[{seeds.lowest:+.4f}, {seeds.highest:+.4f}]"
     )
 
 

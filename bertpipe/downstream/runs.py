@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from bertpipe.downstream.facts import read_json, read_lines
+from bertpipe.downstream.grid import MODEL, SCRATCH
 from bertpipe.downstream.kind import Kind, Split, Task
 from bertpipe.downstream.kinds import KINDS
 from bertpipe.errors import ArtifactError
+
+TRAINED = (MODEL, SCRATCH)
+"""Inits whose runs leave predictions."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,16 @@ class Run:
         """What it was drawn from."""
         return self.result["seed"]
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether it left predictions; one that diverged did not."""
+        return self.task.headline in self.result["scores"]
+
     def headline(self, split: str | None = None) -> float:
-        """The task's one number, of the split that chooses or another evaluated one."""
-        return self.result["scores"][self.score_name(split or self.task.validation)]
+        """The task's one number, of the split that chooses or another evaluated one; of a run that diverged what it
+        counts as, the majority's."""
+        scores = self.result["scores"]
+        return scores[self.score_name(split or self.task.validation)] if self.is_scored else self.result["floor"]
 
     def score_name(self, split: str) -> str:
         """What the headline score of an evaluated split is called in scores.json."""
@@ -80,13 +91,19 @@ class Run:
 
 
 def find(folder: Path) -> Iterator[Run]:
-    """The runs with predictions in a finetune artifact, in the folder of one of its tasks, or in that of a run."""
-    for path in (folder, *sorted(folder.glob("runs/*")), *sorted(folder.glob("*/runs/*"))):
-        result = read_json(path / "scores.json")
-        if "task" in result and next(path.glob("predictions-*.jsonl"), None) is not None:
-            yield Run(path, result)
+    """The trained runs in a finetune artifact or the folder of one of its tasks, of a grid those of the chosen point;
+    or the run whose folder it is."""
+    for path in (folder, *sorted(folder.glob("*"))):
+        result = read_json(path / "scores.json") if path.is_dir() else {}
+        if path == folder and "task" in result:
+            yield Run(folder, result)
+        for row in result.get("runs", ()):
+            place = path / "runs" / Path(row.get("folder", "")).name
+            if row["init"] in TRAINED and "task" in (own := read_json(place / "scores.json")):
+                yield Run(place, own)
 
 
-def best(runs: Iterable[Run]) -> Run:
-    """The one with the highest headline score; of several the lowest seed."""
-    return max(runs, key=lambda run: (run.headline(), -run.seed))
+def best(runs: Iterable[Run]) -> Run | None:
+    """The one with the highest headline score, of several the lowest seed; None where all diverged."""
+    scored = (run for run in runs if run.is_scored)
+    return max(scored, key=lambda run: (run.headline(), -run.seed), default=None)

@@ -13,6 +13,7 @@ import numpy as np
 
 from bertpipe.downstream import bootstrap, runs
 from bertpipe.downstream.facts import columns, is_number, read_lines
+from bertpipe.downstream.grid import MODEL
 
 MAX_CLASSES = 40  # rows of a confusion matrix; the rarest share the last one
 MAX_BINS = 8  # of length
@@ -30,10 +31,10 @@ OTHERS = "(others)"
 
 def understand(folder: Path) -> dict[str, Any] | None:
     """Of a task's folder in a finetune artifact, as JSON; None where no run of the model left predictions."""
-    found = [run for run in runs.find(folder) if run.result["init"] == "model"]
-    if not found:
-        return None
+    found = [run for run in runs.find(folder) if run.result["init"] == MODEL]
     best = runs.best(found)
+    if best is None:
+        return None
     split = best.task.validation
     lines = best.lines(split)
     if not lines:

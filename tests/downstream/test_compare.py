@@ -99,7 +99,7 @@ def test_numbers_are_compared_by_correlation_alone(tmp_path):
             write_run(tmp_path / name, "stsb", lines, scores, seed=seed)
     (row,) = compare.compare(tmp_path / "a", tmp_path / "b", 2_000)
     assert (row.only_a, row.only_b, row.mcnemar) == (None, None, None)
-    assert row.seeds is not None and (row.seeds.num_a, row.seeds.num_b) == (2, 3)
+    assert row.seeds is not None and (row.seeds.a.num_runs, row.seeds.b.num_runs) == (2, 3)
     scores = [
         [json.loads(p.read_text())["scores"]["spearman"] for p in sorted(tmp_path.glob(f"{n}/stsb/runs/*/scores.json"))]
         for n in "ab"
@@ -107,6 +107,21 @@ def test_numbers_are_compared_by_correlation_alone(tmp_path):
     welch = stats.ttest_ind(scores[1], scores[0], equal_var=False).confidence_interval(0.95)
     assert (row.seeds.lowest, row.seeds.highest) == pytest.approx((welch.low, welch.high))
     assert row.score_a == max(scores[0]) and row.score_b == max(scores[1])
+
+
+def test_runs_that_failed_are_counted(pair):
+    """One that diverged has no predictions and counts as the majority's answer; if all did there is nothing to pair."""
+    lines, scores = classified(200)
+    write_run(pair[1], "mrpc", [], {}, seed=2, failed="diverged", floor=0.125)
+    write_run(pair[1], "mrpc", lines, scores | {"f1": 0.25}, seed=3, failed="predicts 'equivalent' for every example")
+    before = compare.compare(pair[0], pair[1] / "mrpc/runs/model-seed-1")[0]
+    row = compare.compare(*pair)[0]
+    assert row.difference == before.difference and row.seeds is not None
+    assert (row.seeds.b.num_runs, row.seeds.b.num_failed) == (3, 2)
+    assert row.seeds.b.mean == pytest.approx((row.score_b + 0.125 + 0.25) / 3)
+    assert "(mean of 3, 2 failed)" in compare.seed_line(row)
+    with pytest.raises(ArtifactError, match="every run diverged"):
+        compare.compare(pair[0], pair[1] / "mrpc/runs/model-seed-2")
 
 
 def test_a_score_without_a_quick_form_is_drawn(pair, monkeypatch):
@@ -223,7 +238,7 @@ def test_real_runs_are_compared(trained):
     lines = [{line["id"]: line for line in runs.best(runs.find(f / "sst2")).lines("validation")} for f in trained]
     right = [{i for i, line in side.items() if line["prediction"] == line["label"]} for side in lines]
     assert (rows[0].only_a, rows[0].only_b) == (len(right[0] - right[1]), len(right[1] - right[0]))
-    assert all(row.seeds is not None and row.seeds.num_a == row.seeds.num_b == 2 for row in rows)
+    assert all(row.seeds is not None and row.seeds.a.num_runs == row.seeds.b.num_runs == 2 for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bertpipe.config import Config
-from bertpipe.downstream import report
+from bertpipe.downstream import published, report
 from bertpipe.downstream.facts import MAX_POINTS, columns
 from bertpipe.downstream.figures import make_figures, smooth
 from bertpipe.errors import ArtifactError, ConfigError
@@ -165,16 +165,22 @@ def test_mistakes_are_shown_and_stay_text(understood, made):
     assert not any("alert('x')" in script["body"] for script in page.scripts)
 
 
-def test_quartiles_and_failed_runs_are_shown(finished_run, tmp_path):
+def test_quartiles_failed_runs_the_grid_and_published_scores_are_shown(finished_run, tmp_path):
     folder = tmp_path / "finetune"
     shutil.copytree(finished_run["finetune"], folder)
     scores = json.loads((folder / "scores.json").read_text())
     scores["tasks"]["cola"]["summary"]["model"] |= {"lower_quartile": 0.1234, "upper_quartile": 0.2345, "num_failed": 2}
+    scores["tasks"]["cola"]["published"] = published.of("cola") + published.of("mrpc")
+    point = {"init": "model", "lr": 3e-5, "batch_size": 16, "epochs": 4, "chosen": True, "median": 0.3142}
+    point |= {"lower_quartile": 0.2, "upper_quartile": 0.4, "num_runs": 5, "num_failed": 1}
+    scores["tasks"]["stsb"]["grid"] = [point, point | {"lr": 1e-4, "chosen": False, "median": 0.2718}]
     (folder / "scores.json").write_text(json.dumps(scores))
     before = make(tmp_path / "before", {"finetune": finished_run["finetune"]})[1].text
     text = make(tmp_path / "out", {"finetune": folder})[1].text
     assert "[0.123, 0.234]" in text and "2 runs failed" in " ".join(text.split())
-    assert "quartile" not in before and "failed" not in before
+    assert "3e-05 16 4 0.314 [0.200, 0.400] 1 of 5" in " ".join(text.split())
+    assert "BERT-base dev 0.563 Sanh et al. 2019" in " ".join(text.split()) and "0.886*" in text
+    assert all(word not in before for word in ("quartile", "failed", "As published", "The grid"))
 
 
 def test_figures_have_labelled_axes_and_every_seed(made):

@@ -25,6 +25,10 @@ def write_run(
     task = tasks.get(name)
     path = folder / name / "runs" / f"{init}-seed-{seed}"
     path.mkdir(parents=True)
+    listed = folder / name / "scores.json"
+    rows = json.loads(listed.read_text())["runs"] if listed.is_file() else []
+    rows.append({"init": init, "seed": seed, "scores": scores, "folder": f"{name}/runs/{path.name}"})
+    listed.write_text(json.dumps({"runs": rows}))
     result = {"init": init, "seed": seed, "scores": scores, "task": asdict(task), "labels": labels or task.labels}
     (path / "scores.json").write_text(json.dumps(result | {"by_epoch": [0.1, 0.2]} | more))
     text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -149,8 +153,8 @@ def test_a_classification(tmp_path):
     assert bins[0]["score"] == pytest.approx(sk.f1_score(gold, predicted))
     assert bins[0]["lowest"] < bins[0]["score"] < bins[0]["highest"]
     assert bins[0]["score"] > bins[-1]["score"], "made so"
-    assert [curve["seed"] for curve in facts["curves"]] == [1, 3]
-    curve = facts["curves"][1]
+    assert [curve["seed"] for curve in facts["curves"]] == [3, 1]
+    curve = facts["curves"][0]
     assert curve["best"] and len(curve["loss"]) == understanding.MAX_POINTS and curve["scores"] == [0.1, 0.2]
     assert set(task_figures(facts)) == {"confusion", "length", "loss", "epochs"}
 
