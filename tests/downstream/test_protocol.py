@@ -312,7 +312,14 @@ def row(**more) -> dict:
         "median_of_sound": 0.55,
     }
     one = {"init": "model", "seed": 2, "failed": "predicts 'x' for every example"}
-    base = {"metric": "matthews_correlation", "summary": {"model": figures}, "runs": [one], "grid": [], "published": []}
+    base = {
+        "metric": "matthews_correlation",
+        "summary": {"model": figures},
+        "runs": [one],
+        "grid": [],
+        "published": [],
+        "further": {},
+    }
     return base | more
 
 

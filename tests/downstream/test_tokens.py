@@ -391,7 +391,7 @@ def test_a_run_learns_and_says_how_well_each_type_is_found(made):
         assert recall == pytest.approx(right / gold)
     assert baseline["init"] == "majority" and baseline["details"]["validation"]["per_type"]["PER"]["f1"] == 1
     assert scores["truncated"] == 0 and scores["counts"]["validation"]["sentences_in_windows"] > 10
-    assert "wnut17 validation: sentences in windows" in printed and f"f1: model {model['scores']['f1']:.3f}" in printed
+    assert "wnut17 validation: sentences in windows" in printed and f"f1 {model['scores']['f1']:.3f}" in printed
 
 
 def test_predictions_come_with_words_and_in_the_columns_of_conlleval(made):
