@@ -68,9 +68,13 @@ def _finetune_raw(cfg: Config, cache: Path) -> dict[str, Any]:
     from bertpipe.downstream import tasks
 
     names = tasks.chosen(cfg.finetune.tasks, cfg.finetune.data)
-    data = tasks.identify(names, cfg.finetune.data, cache)
-    model = cfg.finetune.model
-    return {"data": data} | ({"model": artifact.identify_model(model, cache)} if model else {})
+    raw: dict[str, Any] = {"data": tasks.identify(names, cfg.finetune.data, cache)}
+    model, start = cfg.finetune.model, cfg.finetune.warm_start
+    if model:
+        raw["model"] = artifact.identify_model(model, cache)
+    if start:
+        raw["warm_start"] = start if start in tasks.TASKS else artifact.identify_model(start, cache)
+    return raw
 
 
 def _everything_made(cfg: Config) -> tuple[str, ...]:
@@ -118,7 +122,7 @@ PLACES = {
     "tokenizer": ("adopt",),
     "model": ("init",),
     "train": ("extend_from",),
-    "finetune": ("data", "model"),
+    "finetune": ("data", "model", "warm_start"),
 }
 
 

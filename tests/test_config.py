@@ -72,6 +72,14 @@ def test_a_resolved_config_reads_back_the_same(tmp_path):
         ),
         ("finetune: {dropout: x}", [], r"^finetune.dropout: must be a number or null, got x$"),
         ("finetune: {dropout: 2}", [], r"^finetune.dropout: Input should be less than 1, got 2.0$"),
+        ("", [("finetune.lr", "[a]")], r"^finetune.lr: must be a number or a list of numbers, got \['a'\]$"),
+        ("", [("finetune.lr", "0")], r"^finetune.lr: Input should be greater than 0, got 0$"),
+        ("", [("finetune.lr", "[1e-4, -1]")], r"^finetune.lr: Input should be greater than 0, got \[0.0001, -1\]$"),
+        (
+            "",
+            [("finetune.epochs", "[1.5]")],
+            r"^finetune.epochs: must be a whole number or a list of whole numbers, got",
+        ),
         ("train: 3", [], r"train is a section"),
         ("- a\n- b", [], r"expected sections"),
         ("train: {steps: 3", [], r"c.yaml:\d+: not valid YAML"),
@@ -116,3 +124,16 @@ def test_every_type_of_a_setting_has_words():
 def test_a_section_can_not_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         RuntimeConfig().root = "x"
+
+
+@pytest.mark.parametrize(
+    "text", ["finetune: {lr: [2e-5, 1.0e-4], epochs: 3}", "finetune:\n  lr:\n  - 2e-5\n  - 1e-4\n"]
+)
+def test_one_value_or_several_numbers_as_yaml_has_them_or_not(tmp_path, text):
+    """YAML itself takes 2e-5, without a point, for a text."""
+    cfg = read_config([write(tmp_path, "c.yaml", text)], []).finetune
+    assert cfg.lr == [2e-5, 1e-4] and cfg.epochs == 3
+    assert all(isinstance(rate, float) for rate in cfg.lr)
+    cfg = read_config([], [("finetune.lr", "[3e-5, 1e-4]"), ("finetune.epochs", "[2, 3]")]).finetune
+    assert (cfg.lr, cfg.epochs, cfg.batch_size) == ([3e-5, 1e-4], [2, 3], 32)
+    assert read_config([], [("finetune.lr", "1e-4")]).finetune.lr == 1e-4

@@ -16,6 +16,7 @@ from bertpipe.downstream import grid, published, summary, table, training
 from bertpipe.downstream.kind import Outputs
 from bertpipe.downstream.tasks import TASKS
 from bertpipe.errors import ArtifactError, ConfigError
+from bertpipe.pipeline import Pipeline
 from tests.downstream.tuning import config, contents, scores, tune
 from tests.launch import launch
 from tests.runs import only
@@ -260,6 +261,18 @@ def test_a_checkpoint_and_the_task_that_made_it_are_the_same_start(warmed, trial
     assert len(json.loads((folder / "stsb/model/config.json").read_text())["id2label"]) == 1
 
 
+def test_where_a_warm_start_lies_is_not_what_it_is(warmed, trial, tmp_path):
+    first = warmed[1] / "cola/model"
+    other = Path(shutil.copytree(first, tmp_path / "other"))
+    names = [
+        Pipeline(config(trial, tmp_path, tasks="rte", warm_start=str(path))).locate("finetune")
+        for path in (first, other)
+    ]
+    assert names[0] == names[1]
+    (other / "config.json").write_text((other / "config.json").read_text().replace("{", "{ ", 1))
+    assert Pipeline(config(trial, tmp_path, tasks="rte", warm_start=str(other))).locate("finetune") != names[0]
+
+
 def test_body_and_pooler_are_taken_and_the_head_is_new(warmed, trial):
     start = AutoModelForSequenceClassification.from_pretrained(warmed[1] / "cola/model")
     settings = config(trial, trial).finetune
@@ -312,14 +325,8 @@ def row(**more) -> dict:
         "median_of_sound": 0.55,
     }
     one = {"init": "model", "seed": 2, "failed": "predicts 'x' for every example"}
-    base = {
-        "metric": "matthews_correlation",
-        "summary": {"model": figures},
-        "runs": [one],
-        "grid": [],
-        "published": [],
-        "further": {},
-    }
+    base = {"metric": "matthews_correlation", "summary": {"model": figures}, "runs": [one], "grid": [], "published": []}
+    base["further"] = {}
     return base | more
 
 
@@ -328,7 +335,7 @@ def test_the_table_says_what_was_scored_what_failed_and_what_others_score():
     paper = {"split": "dev", "source": "A 2019", "same_metric": True}
     tables = {
         "cola": row(published=[{"model": "BERT", "score": 0.6, **paper}]),
-        "mine": row(metric="f1", runs=[], summary=single | {"majority": {"median": 0.1}}),
+        "mine": row(metric="f1", runs=[], summary=single | {"majority": {"median": 0.1}}, further={"test_f1": 0.2}),
         "qqp": row(
             metric="f1",
             runs=[],
@@ -343,6 +350,7 @@ def test_the_table_says_what_was_scored_what_failed_and_what_others_score():
         "qqp   f1                    0.250                 0 of 1  -",
         "cola model seed 2 failed: predicts 'x' for every example",
         "cola model: the median of the sound runs is 0.550",
+        "mine test f1: median 0.200",
         "                    cola   qqp",
         "this model, dev     0.500  0.250",
         "BERT, dev (A 2019)  0.600  0.700*",

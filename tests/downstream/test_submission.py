@@ -46,7 +46,7 @@ def answers(*predictions) -> list[dict]:
          "index\tprediction\n0\t0.000\n1\t2.346\n2\t5.000\n"),
         ("boolq", "test", ["False", "True"], answers("True", "False"), "BoolQ.jsonl",
          '{"idx": 0, "label": "true"}\n{"idx": 1, "label": "false"}\n'),
-        ("copa", "test", ["choice1", "choice2"], answers("choice2"), "COPA.jsonl", '{"idx": 0, "label": 1}\n'),
+        ("copa", "test", None, answers(1), "COPA.jsonl", '{"idx": 0, "label": 1}\n'),
         ("cb", "test", ["entailment", "contradiction", "neutral"], answers("neutral"), "CB.jsonl",
          '{"idx": 0, "label": "neutral"}\n'),
     ],
