@@ -231,10 +231,9 @@ class FinetuneConfig(Section):
 
     tasks: str | list[str] = "docs"
     """Rows of the task table: GLUE's cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, SuperGLUE's boolq, cb, wic,
-    copa; swag; docs; or all: whatever of these `data` holds, or without it GLUE."""
+    copa; swag; conll2003, wnut17; docs; or all: whatever of these `data` holds, or without it GLUE."""
     data: str | None = None
-    """Folder laid out <task>/{train,validation,test}.parquet; unset loads nyu-mll/glue, aps/super_glue or allenai/swag
-    from the Hub."""
+    """Folder laid out <task>/{train,validation,test}.parquet; unset loads the tasks' data sets from the Hub."""
     model: str | None = None
     """Checkpoint to fine-tune (folder or Hub id); unset takes this run's pretrained model."""
     seeds: int | list[int] = 3
@@ -264,7 +263,11 @@ class FinetuneConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global L2 norm."""
     max_length: int = Field(default=128, ge=8)
-    """Longest input in tokens; longer ones are truncated (counted), the longest side of a pair first."""
+    """Longest input in tokens; longer ones are truncated (counted), the longest side of a pair first, or cut into
+    windows (`stride`)."""
+    stride: int | None = Field(default=None, ge=0)
+    """Tokens that neighbouring windows of a long text share (token classification, question answering); unset: a third
+    of max_length."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout while fine-tuning; unset keeps the checkpoint's."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -5,6 +5,7 @@ The third baseline, `scratch` (the same architecture from random weights), is tr
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,19 @@ def majority(splits: dict[str, Split], seed: int = 0) -> np.ndarray:
     if train.label_names is None:
         return np.full(size, labels.mean(dtype=np.float64), dtype=np.float32)
     return np.full(size, np.bincount(labels).argmax(), dtype=np.int64)
+
+
+def tags_of_words(splits: dict[str, Split], seed: int = 0) -> list[np.ndarray]:
+    """[validation] for each sentence int64 [words]: the word's most frequent tag in training (of several, the lowest
+    code); for a word that isn't there the most frequent of all."""
+    train, validation = splits["train"], splits["validation"]
+    seen: dict[str, Counter[int]] = defaultdict(Counter)
+    for words, tags in zip(train.texts, train.labels, strict=True):
+        for word, tag in zip(words, tags, strict=True):
+            seen[word][tag] += 1
+    usual = np.bincount(np.concatenate(train.labels)).argmax()
+    tag_of = {word: max(counts, key=lambda tag: (counts[tag], -tag)) for word, counts in seen.items()}
+    return [np.array([tag_of.get(word, usual) for word in words], np.int64) for words in validation.texts]
 
 
 def tfidf(splits: dict[str, Split], seed: int = 0) -> np.ndarray:
@@ -74,9 +88,9 @@ def _fit(texts: list[str], labels: np.ndarray, seed: int) -> tuple[Any, Any]:
 class Baseline:
     """`predict(splits, seed)` for validation, and the kinds of task it can do."""
 
-    predict: Callable[[dict[str, Split], int], np.ndarray]
+    predict: Callable[[dict[str, Split], int], Any]
     kinds: tuple[str, ...]
-    others: Mapping[str, Callable[[dict[str, Split], int], np.ndarray]] = field(default_factory=dict)
+    others: Mapping[str, Callable[[dict[str, Split], int], Any]] = field(default_factory=dict)
     """What does it in place of `predict` for some of these kinds."""
 
 
@@ -88,6 +102,6 @@ def predict(name: str, job: Job, split: str, seed: int = 0) -> Any:
 
 
 BASELINES: dict[str, Baseline] = {
-    "majority": Baseline(majority, ("classification", "regression", "choices")),
+    "majority": Baseline(majority, ("classification", "regression", "choices", "tokens"), {"tokens": tags_of_words}),
     "tfidf": Baseline(tfidf, ("classification", "choices"), {"choices": tfidf_of_choices}),
 }

@@ -16,6 +16,8 @@ from bertpipe.config import Config, listed
 from bertpipe.downstream.facts import is_number
 from bertpipe.downstream.figures import INIT_NAMES
 from bertpipe.downstream.grid import points
+from bertpipe.downstream.kind import Kind
+from bertpipe.downstream.kinds import KINDS
 from bertpipe.downstream.report import FILTERS, ledger_rows
 from bertpipe.downstream.task_sources import SOURCES
 from bertpipe.downstream.tasks import TASKS
@@ -59,6 +61,7 @@ def make_card(cfg: Config, facts: dict[str, Any]) -> str:
         name=model_name(cfg),
         task=cfg.publish.task,
         tasks=shown_tasks(cfg, facts),
+        pipeline=main_pipeline(cfg, facts),
         sources=[source_name(source) for source in listed(cfg.corpus.sources)],
         best=best_run(facts, cfg.publish.task),
         init=public(cfg.model.init),
@@ -68,6 +71,17 @@ def make_card(cfg: Config, facts: dict[str, Any]) -> str:
         limits=limits(cfg, facts),
         is_number=is_number,
     )
+
+
+def pipeline_of(kind: str | None) -> str:
+    """The stock pipeline that runs the model of a kind of task."""
+    return KINDS[kind].pipeline if kind in KINDS else Kind.pipeline
+
+
+def main_pipeline(cfg: Config, facts: dict[str, Any]) -> str:
+    """The stock pipeline that runs the published model."""
+    task = cfg.publish.task
+    return pipeline_of(shown_tasks(cfg, facts).get(task, {}).get("kind")) if task else "fill-mask"
 
 
 def model_name(cfg: Config) -> str:
@@ -88,7 +102,7 @@ def card_data(cfg: Config, facts: dict[str, Any]) -> Any:
         language=cfg.publish.language,
         license=cfg.publish.license,
         library_name="transformers",
-        pipeline_tag="text-classification" if cfg.publish.task else "fill-mask",
+        pipeline_tag=main_pipeline(cfg, facts),
         base_model=base if base and not is_path(base) else None,
         datasets=datasets or None,
         tags=["bertpipe", facts.get("model", {}).get("model_type") or "bert"],
@@ -99,7 +113,7 @@ def card_data(cfg: Config, facts: dict[str, Any]) -> Any:
 
 def usage(cfg: Config, facts: dict[str, Any]) -> str:
     """Three lines of Python that use the model."""
-    task = "text-classification" if cfg.publish.task else "fill-mask"
+    task = main_pipeline(cfg, facts)
     mask = facts.get("model", {}).get("mask_token") or "[MASK]"
     argument: str | dict[str, str] = next(iter(listed(cfg.report.fill_mask)), "A [MASK].").replace("[MASK]", mask)
     if cfg.publish.task:
@@ -164,13 +178,13 @@ def _task_results(name: str, task: dict[str, Any]) -> list[EvalResult]:
 
     return [
         EvalResult(
-            task_type="text-classification",
+            task_type=pipeline_of(task.get("kind")),
             task_name=f"{name}, {task.get('kind', 'classification')} after fine-tuning",
             dataset_type=hub_repo(name) or f"bertpipe-{name}",
             dataset_name=dataset_name(name),
             dataset_config=name,
-            dataset_split="validation",
-            metric_type=METRIC_TYPES.get(metric, metric),
+            dataset_split="test" if metric.startswith("test_") else "validation",
+            metric_type=METRIC_TYPES.get(metric, metric.removeprefix("test_")),
             metric_name=f"{metric.replace('_', ' ')}, median of {spread['num_runs']} seeds",
             metric_value=spread["median"],
             metric_args={key: spread[key] for key in ("lowest", "highest", "seeds")},
@@ -303,7 +317,7 @@ def dataset_name(name: str) -> str:
     if name not in TASKS:
         return name
     source = SOURCES[TASKS[name].source]
-    return f"{source.title} {name}" if source.repo else source.title
+    return f"{source.title} {name}" if source.repo and source.title.lower().replace("-", "") != name else source.title
 
 
 def hub_dataset(source: str) -> str | None:

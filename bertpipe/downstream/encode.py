@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,3 +55,36 @@ def _call(tokenizer: Any, texts: Sequence[tuple[str, ...]], **truncation: Any) -
     sides = [list(side) for side in zip(*texts, strict=True)]
     encoding = tokenizer(*sides, return_attention_mask=False, return_token_type_ids=True, verbose=False, **truncation)
     return encoding["input_ids"], encoding["token_type_ids"]
+
+
+def encode_words(words: Iterable[str], tokenizer: Any) -> dict[str, np.ndarray]:
+    """The pieces of each different word, int64, without special tokens: as it stands in a sentence split into words.
+
+    Equals `tokenizer(sentence, is_split_into_words=True)`, with `add_prefix_space=True` where there is a choice:
+    byte-level tokenizers would otherwise read the words as if written together. A word may have no pieces (a control
+    character, for one).
+    """
+    different = list(dict.fromkeys(words))
+    spaced = _reads_spaces(tokenizer)
+    pieces: dict[str, np.ndarray] = {}
+    for start in range(0, len(different), CHUNK):
+        chunk = different[start : start + CHUNK]
+        given = [[f" {word}" if spaced and word and not word.startswith(" ") else word] for word in chunk]
+        rows = tokenizer(given, is_split_into_words=True, add_special_tokens=False, verbose=False)["input_ids"]
+        pieces |= {word: np.asarray(ids, np.int64) for word, ids in zip(chunk, rows, strict=True)}
+    return pieces
+
+
+def _reads_spaces(tokenizer: Any) -> bool:
+    """Whether it is a byte-level one that puts no space before the first word."""
+    steps = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] if tokenizer.is_fast else None
+    steps = (steps or {}).get("pretokenizers", [steps] if steps else [])
+    return any(step["type"] == "ByteLevel" and not step["add_prefix_space"] for step in steps)
+
+
+def special_tokens(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The special tokens before and behind a single text, int64 each."""
+    whole = tokenizer([["a"]], is_split_into_words=True, return_special_tokens_mask=True)
+    ids, mask = np.asarray(whole["input_ids"][0], np.int64), np.asarray(whole["special_tokens_mask"][0])
+    inner = np.flatnonzero(mask == 0)
+    return ids[: inner[0]], ids[inner[-1] + 1 :]

@@ -153,7 +153,12 @@ class _Scoring:
 
     @cached_property
     def job(self) -> Job:
-        return prepare(self.name, self.cfg.finetune, self.start.model, self.start.new_head)
+        job = prepare(self.name, self.cfg.finetune, self.start.model, self.start.new_head)
+        if self.place.is_main:
+            for split, counts in job.counts().items():
+                found = ", ".join(f"{reason.replace('_', ' ')} {number:,}" for reason, number in counts.items())
+                print(f"{self.name} {split}: {found}", flush=True)
+        return job
 
     @property
     def headline(self) -> str:
@@ -208,9 +213,11 @@ class _Scoring:
         with writing as (scratch, counts):
             if one.run.init in BASELINES:
                 scores: dict[str, float] = {}
-                for split in filter(job.is_scored, job.splits):
-                    scores |= job.score(split, baselines.predict(one.run.init, job, split, one.run.seed))
                 outcome: dict[str, Any] = {"scores": scores, "best_epoch": None, "failed": None}
+                for split in filter(job.is_scored, job.splits):
+                    predicted = baselines.predict(one.run.init, job, split, one.run.seed)
+                    scores |= job.score(split, predicted)
+                    outcome |= job.details(split, predicted)
             else:
                 outcome = train(self._cfg(one), self.place, job, one.run.init, one.run.seed, scratch)
             if self.place.is_main:
@@ -222,6 +229,7 @@ class _Scoring:
                     "labels": job.splits["train"].label_names,
                     "sizes": {split: len(data) for split, data in job.splits.items()},
                     "truncated": sum(encoded.num_truncated for encoded in job.encoded.values()),
+                    "counts": job.counts(),
                 }
                 result = {"init": one.run.init, "seed": one.run.seed, **point, **outcome, **facts}
                 artifact.write_json(scratch / "scores.json", result)
@@ -255,7 +263,7 @@ class _Scoring:
         chosen = {
             init: summary.choose(cells, init, task.headline) for init in dict.fromkeys(one.run.init for one in cells)
         }
-        shared = ("task", "labels", "sizes", "truncated", "floor")
+        shared = ("task", "labels", "sizes", "truncated", "counts", "floor")
         rows = [
             {key: value for key, value in one.outcome.items() if key not in shared}
             | {"folder": f"{self.name}/runs/{one.run.name(several)}"}
@@ -270,6 +278,7 @@ class _Scoring:
             "num_train": first["sizes"]["train"],
             "num_validation": first["sizes"][task.validation],
             "truncated": first["truncated"],
+            "counts": first["counts"],
             "floor": first["floor"],
             "runs": rows,
             "summary": {

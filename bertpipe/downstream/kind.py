@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from bertpipe.config import FinetuneConfig
     from bertpipe.data.batches import Examples
+    from bertpipe.downstream.bootstrap import Weighted
 
 UNLABELLED = -1
 """GLUE's code for a label that is kept secret: every label of a test split."""
@@ -88,6 +89,8 @@ class Split:
     """The name of each code; None where there are no codes."""
     num_empty: int = 0
     """Examples with an empty text; they are kept, because the official scores count them."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What else is odd and was kept, by reason."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -100,6 +103,8 @@ class Encoded:
     examples: Examples
     num_truncated: int = 0
     """Examples of which tokens were cut off."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What else was done to them, by reason."""
     notes: Any = None
     """For `Kind.decide` alone."""
 
@@ -123,6 +128,8 @@ class Kind(abc.ABC):
 
     head: str
     """Key into model/labelled.py's HEADS_OF: stock auto class and loss."""
+    pipeline: str = "text-classification"
+    """The stock pipeline that runs the saved model; the Hub calls its tasks so too."""
 
     def columns(self, task: Task) -> tuple[str, ...]:
         """The columns that a labelled table must have; the label's last."""
@@ -159,6 +166,18 @@ class Kind(abc.ABC):
         label names. What `score` makes of them is what it made of the run's."""
         texts, ids = [tuple(line.get("text", ())) for line in lines], [line["id"] for line in lines]
         return Split(texts, [line["label"] for line in lines], ids, names), [line["prediction"] for line in lines]
+
+    def weighted(self, task: Task, split: Split, predicted: Any) -> Weighted | None:
+        """The headline score of resampled examples, where it has a quick form that is not one of bootstrap.py's."""
+        return None
+
+    def details(self, split: Split, predicted: Any) -> dict[str, Any]:
+        """What scores.json says of a labelled split beside its scores, by name: scores of parts of it."""
+        return {}
+
+    def files(self, split: Split, predicted: Any) -> dict[str, str]:
+        """The predictions in official formats, by file ending."""
+        return {}
 
 
 def name_fields(names: tuple[str, ...] | None) -> dict[str, Any]:

@@ -9,28 +9,32 @@ for the base class: import it where it is used.
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import evaluate
 import numpy as np
-from datasets import Features, Value
+from datasets import Features, List, Value
 
+from bertpipe.downstream import entities
 from bertpipe.errors import DataError
 
+_TAGS = {"predictions": List(Value("string")), "references": List(Value("string"))}
 _CODES = {"predictions": Value("int64"), "references": Value("int64")}
 _NUMBERS = {"predictions": Value("float64"), "references": Value("float64")}
 
 
-def _info(description: str, features: dict[str, Value]) -> evaluate.MetricInfo:
+def _info(description: str, features: Mapping[str, Value | List]) -> evaluate.MetricInfo:
     # Without a format `_compute` is given lists; "numpy" would round every number to float32 on the way.
     return evaluate.MetricInfo(description=description, citation="", features=Features(features))
 
 
-def _accuracy(predictions: list[int], references: list[int]) -> float:
+def _accuracy(predictions: list[Any], references: list[Any]) -> float:
     return sum(map(operator.eq, predictions, references)) / len(references)
 
 
@@ -113,25 +117,37 @@ class PearsonAndSpearman(evaluate.Metric):
         return {"pearson": pearson, "spearman": spearman, "combined": (pearson + spearman) / 2}
 
 
-def compute(
-    metric: str, predictions: Sequence[float] | np.ndarray, references: Sequence[float] | np.ndarray
-) -> dict[str, float]:
+class Entities(evaluate.Metric):
+    """CoNLL-2003, WNUT-17: precision, recall and F1 of the entities, whose type and extent must be right, over all
+    types together; the share of the words whose tag is right. As conlleval and, by default, seqeval count them."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Precision, recall and F1 of entities, accuracy of tags", _TAGS)
+
+    def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict[str, float]:
+        found = entities.total(entities.count(predictions, references))
+        words = [list(itertools.chain.from_iterable(side)) for side in (predictions, references)]
+        return entities.rates(*found) | {"accuracy": _accuracy(*words)}
+
+
+def compute(metric: str, predictions: Any, references: Any) -> dict[str, float]:
     """Score `predictions` [examples] against `references` [examples]: finite Python floats by name.
 
-    Codes (integers) for classification, numbers for regression. Raises DataError when there is nothing to score, or a
-    prediction is not a finite number.
+    Codes (integers) for classification, numbers for regression, lists of tags for tokens. Raises DataError when there
+    is nothing to score, or a prediction is not a finite number.
     """
     assert metric in METRICS, f"no metric {metric!r}; there are {', '.join(METRICS)}"
     assert len(predictions) == len(references), f"{len(predictions)} predictions, {len(references)} references"
     if len(predictions) == 0:
         raise DataError(f"{metric}: no examples to score")
-    if not np.isfinite(np.asarray(predictions, dtype=np.float64)).all():
+    tags = isinstance(predictions[0], list)
+    if not tags and not np.isfinite(np.asarray(predictions, dtype=np.float64)).all():
         raise DataError(f"{metric}: a prediction is not a finite number: training diverged; lower finetune.lr")
     # In its default form `evaluate` writes predictions to a file below ~/.cache that every process on the machine
     # shares, under a lock. Here they stay in memory, and the folder it makes anyway is gone with the block.
     with tempfile.TemporaryDirectory(prefix="bertpipe-metric-") as folder:
         module = METRICS[metric](cache_dir=folder, keep_in_memory=True, seed=0)
-        if module.features["predictions"].dtype == "int64":  # it would round numbers down without a word
+        if module.features["predictions"] == Value("int64"):  # it would round numbers down without a word
             assert np.asarray(predictions).dtype.kind in "iu", f"{metric} scores codes, not numbers"
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # of constant answers, for which the classes above define the score
@@ -149,4 +165,5 @@ METRICS: dict[str, type[evaluate.Metric]] = {
     "accuracy_and_macro_f1": AccuracyAndMacroF1,
     "accuracy_and_mean_f1": AccuracyAndMeanF1,
     "pearson_and_spearman": PearsonAndSpearman,
+    "entities": Entities,
 }

@@ -1,7 +1,8 @@
 """Where the data of tasks comes from: how to load it, and how to tell whether it changed. SOURCES is the table.
 
-`glue`: a folder laid out as the Hub's nyu-mll/glue, `<data>/<task>/<split>.parquet`, or the Hub itself. `docs` is made
-from the installed packages' documentation (docs_task.py) and needs no data at all.
+`glue`: a folder laid out as the Hub's nyu-mll/glue, `<data>/<task>/<split>.parquet`, or the Hub itself; so too other
+data sets, which must be parquet files on the Hub, because `datasets` runs no scripts any more. `docs` is made from the
+installed packages' documentation (docs_task.py) and needs no data at all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from bertpipe.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+WHOLE = "(all)"
+"""Of a data set on the Hub that has no configurations."""
 
 
 class Source:
@@ -40,7 +45,8 @@ class Source:
 
 
 class FolderOrHub(Source):
-    """`<data>/<task>/<split>.parquet`, or without `finetune.data` a data set of the Hub."""
+    """`<data>/<task>/<split>.parquet`, or without `finetune.data` a data set of the Hub: its configuration `config`, of
+    one that holds several tasks that which is called like the task, of one without configurations (WHOLE) all of it."""
 
     gathered = True
 
@@ -51,7 +57,10 @@ class FolderOrHub(Source):
         """See Source."""
         if data is None:
             return self._load_hub(task)
-        return {s: read(read_table(path), task, s, str(path)) for s, path in _paths(task, data).items()}
+        splits: dict[str, Split] = {}
+        for split, path in _paths(task, data).items():
+            splits[split] = read(read_table(path), task, split, str(path), known=_known(splits))
+        return splits
 
     def identify(self, task: Task, data: str | None, cache: Path | None) -> Any:
         """See Source; of the Hub the commit that it (or, offline, its cache) serves, and nothing is downloaded."""
@@ -60,25 +69,29 @@ class FolderOrHub(Source):
         import datasets
 
         with self._hub_errors(task):
-            builder = datasets.load_dataset_builder(self.repo, self.config or task.name)
+            builder = datasets.load_dataset_builder(self.repo, self._configuration(task))
         return {"hub": self.repo, "revision": str(builder.hash)}
 
     def _load_hub(self, task: Task) -> dict[str, Split]:
         import datasets
 
         with self._hub_errors(task):
-            loaded = datasets.load_dataset(self.repo, self.config or task.name)
+            loaded = datasets.load_dataset(self.repo, self._configuration(task))
             for split in task.diagnostic:
                 loaded[split] = datasets.load_dataset(self.repo, split, split="test")
         for split in task.required:
             if split not in loaded:
                 raise DataError(f"{self.repo} ({task.name}): no split {split!r}; it has {', '.join(loaded)}")
-        splits = {}
+        splits: dict[str, Split] = {}
         for split in task.splits:
             if split in loaded:
                 table, where = loaded[split].with_format("arrow")[:], f"{self.repo} ({task.name}, {split})"
-                splits[split] = read(table, task, split, where, _feature_names(loaded[split].features, task))
+                names = _feature_names(loaded[split].features, task)
+                splits[split] = read(table, task, split, where, names, _known(splits))
         return splits
+
+    def _configuration(self, task: Task) -> str | None:
+        return None if self.config == WHOLE else self.config or task.name
 
     @contextlib.contextmanager
     def _hub_errors(self, task: Task):
@@ -150,8 +163,16 @@ def read_table(path: Path) -> pa.Table:
         raise DataError(f"{path}: not readable as parquet ({_first_line(error)}); replace the file") from None
 
 
-def read(table: pa.Table, task: Task, split: str, where: str, names: tuple[str, ...] | None = None) -> Split:
-    """Check one table against the task's row. `where` names it in errors; `names` are the label names it declares."""
+def read(
+    table: pa.Table,
+    task: Task,
+    split: str,
+    where: str,
+    names: tuple[str, ...] | None = None,
+    known: tuple[str, ...] | None = None,
+) -> Split:
+    """Check one table against the task's row. `where` names it in errors; `names` are the label names it declares,
+    `known` those of the training data."""
     from bertpipe.downstream.kinds import KINDS
 
     if task.other_text and set(task.other_text) <= set(table.column_names):
@@ -166,7 +187,17 @@ def read(table: pa.Table, task: Task, split: str, where: str, names: tuple[str, 
                 f"{where}: no column {column!r}; it has {', '.join(table.column_names)}; "
                 f"the task {task.name} needs {', '.join(columns)}"
             )
-    return kind.read(table, task, split, where, names or _declared_names(table, task))
+    names = names or _declared_names(table, task)
+    if task.labels == () and known:
+        if names and names != known:
+            raise DataError(f"{where}: column {task.label!r} names its codes {names}, the training data {known}")
+        names = known
+    return kind.read(table, task, split, where, names)
+
+
+def _known(splits: dict[str, Split]) -> tuple[str, ...] | None:
+    """The label names of the training data, which is read first."""
+    return splits["train"].label_names if "train" in splits else None
 
 
 def _declared_names(table: pa.Table, task: Task) -> tuple[str, ...] | None:
@@ -175,14 +206,16 @@ def _declared_names(table: pa.Table, task: Task) -> tuple[str, ...] | None:
     if raw is None:
         return None
     try:
-        return tuple(json.loads(raw)["info"]["features"][task.label]["names"])
-    except (ValueError, KeyError, TypeError):
+        feature = json.loads(raw)["info"]["features"][task.label]
+        return tuple(feature.get("feature", feature)["names"])  # of the codes, or of lists of codes
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _feature_names(features: Any, task: Task) -> tuple[str, ...] | None:
     """The same from a loaded data set's features."""
-    names = getattr(features.get(task.label), "names", None)
+    feature = features.get(task.label)
+    names = getattr(getattr(feature, "feature", feature), "names", None)
     return tuple(names) if names else None
 
 
@@ -195,5 +228,7 @@ SOURCES: dict[str, Source] = {
     "glue": FolderOrHub("GLUE", "nyu-mll/glue"),
     "superglue": FolderOrHub("SuperGLUE", "aps/super_glue"),
     "swag": FolderOrHub("SWAG", "allenai/swag", "regular"),
+    "conll2003": FolderOrHub("CoNLL-2003", "lhoestq/conll2003", WHOLE),
+    "wnut17": FolderOrHub("WNUT-17", "flaitenberger/wnut_17", WHOLE),
     "docs": Docs(),
 }

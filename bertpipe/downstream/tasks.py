@@ -1,6 +1,7 @@
 """Which tasks there are: a task is one row of `TASKS`. Its data comes from a row of SOURCES (task_sources.py), its form
 is a row of KINDS (kinds/). GLUE: Wang et al. 2019, https://gluebenchmark.com. SuperGLUE: Wang et al. 2019,
 https://super.gluebenchmark.com; its RTE is GLUE's under other column names. SWAG: Zellers et al. 2018.
+CoNLL-2003: Tjong Kim Sang and De Meulder 2003. WNUT-17: Derczynski et al. 2017.
 
     splits = load("mrpc", data="glue")
     splits["train"].texts[0], splits["train"].labels[0]
@@ -51,7 +52,7 @@ def available(data: str) -> list[str]:
 def load(name: str, data: str | None = None) -> dict[str, Split]:
     """Read and check the splits of a task: train, validation and, where there is one, test.
 
-    `data` is a folder of `<task>/<split>.parquet`; None loads nyu-mll/glue from the Hub (or from its cache).
+    `data` is a folder of `<task>/<split>.parquet`; None loads the task's data set from the Hub (or from its cache).
     Raises ConfigError for an unknown task, and DataError, naming file, column and row, for data that can't be used.
     """
     task = get(name)
@@ -101,6 +102,8 @@ TASKS: dict[str, Task] = {
              phrases={"question": _QUESTIONS}),
         Task("swag", "choices", ("sent1", "sent2", *_ENDINGS), "label", ("0", "1", "2", "3"),
              "accuracy", "accuracy", "swag", templates=("{sent1}", *(f"{{sent2}} {{{e}}}" for e in _ENDINGS))),
+        Task("conll2003", "tokens", ("tokens",), "ner_tags", (), "entities", "f1", "conll2003"),
+        Task("wnut17", "tokens", ("tokens",), "ner_tags", (), "entities", "f1", "wnut17"),
         Task("docs", "classification", ("text",), "label", (), "accuracy_and_macro_f1", "accuracy", "docs"),
     )
 }  # fmt: skip

@@ -66,20 +66,31 @@ class Job:
     @cached_property
     def floor(self) -> float:
         """The headline score of the most frequent training label; 0 for a form of task that has none."""
-        if self.task.kind not in BASELINES["majority"].kinds:
+        majority = BASELINES["majority"]
+        if self.task.kind not in majority.kinds or self.task.kind in majority.others:
             return 0.0
         predicted = baselines.predict("majority", self, self.task.validation)
         return self.score(self.task.validation, predicted)[self.task.headline]
 
     def is_scored(self, split: str) -> bool:
-        """Whether it is evaluated, or a diagnostic one whose labels are known."""
-        return split in self.task.evaluated or (split in self.task.diagnostic and self.splits[split].labels is not None)
+        """Whether it is evaluated, or another one whose labels are known."""
+        return split != "train" and self.splits[split].labels is not None
 
     def score(self, split: str, predicted: Any) -> dict[str, float]:
         """The task's metrics of a labelled split; of any but the one that chooses, named after it."""
         task = replace(self.task, metric=self.task.diagnostic.get(split, self.task.metric))
         scores = self.kind.score(task, self.splits[split], predicted)
         return {task.prefix(split) + name: value for name, value in scores.items()}
+
+    def details(self, split: str, predicted: Any) -> dict[str, Any]:
+        """Scores of parts of a labelled split; named as `score` names."""
+        found = self.kind.details(self.splits[split], predicted)
+        return {self.task.prefix(split) + name: value for name, value in found.items()}
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What is odd in each split and was kept, and what was done to it, by reason."""
+        found = {split: data.counts | self.encoded[split].counts for split, data in self.splits.items()}
+        return {split: counts for split, counts in found.items() if counts}
 
     def decide(self, split: str, outputs: Outputs) -> Any:
         """A prediction for each example of a split."""
@@ -155,20 +166,21 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
     finally:
         place.release()
     objective.model.load_state_dict(best.weights)
-    scores = dict(best.scores)
+    scores, details = dict(best.scores), dict[str, Any]()
     failed = failure(job, best.outputs, scores)
     for split in job.splits:
         if split == "train":
             continue
         outputs = best.outputs if split == job.task.validation else predict(objective, job, split, place)
         predicted = job.decide(split, outputs)
-        if job.is_scored(split) and split != job.task.validation:
-            scores |= job.score(split, predicted)
+        if job.is_scored(split):
+            details |= job.details(split, predicted)
+            scores |= job.score(split, predicted) if split != job.task.validation else {}
         if scratch is not None:
             _write_predictions(job, split, outputs, predicted, scratch / f"predictions-{split}.jsonl")
     if scratch is not None and init == MODEL:
         save_model(objective.model, job.tokenizer, scratch / "model")
-    return {"scores": scores, "best_epoch": best.epoch, "by_epoch": best.history, "failed": failed}
+    return {"scores": scores, "best_epoch": best.epoch, "by_epoch": best.history, "failed": failed} | details
 
 
 def _fit(cfg: Config, place: Place, job: Job, best: _Best, init: str, seed: int, scratch: Path | None) -> None:
@@ -299,3 +311,5 @@ def _write_predictions(job: Job, split: str, outputs: Outputs, predicted: Any, p
             line = {"id": example} | job.kind.line(data, encoded, outputs, predicted, row)
             line |= {"text": list(data.texts[row])}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    for ending, content in job.kind.files(data, predicted).items():
+        path.with_suffix(f".{ending}").write_text(content, encoding="utf-8")

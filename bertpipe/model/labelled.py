@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bertpipe.model import token_heads
 from bertpipe.model.encoders import encode
 from bertpipe.model.objectives import Objective
 from bertpipe.model.pooling import check_head, classify
@@ -99,6 +100,35 @@ class Choice(Labelled):
         return 0 if batch.sequence_labels is None else len(batch.sequence_labels)
 
 
+class TokenLabel(Labelled):
+    """Cross-entropy at the labelled tokens, the stock head run on those alone."""
+
+    @classmethod
+    def check(cls, model: Any) -> None:
+        """See Labelled."""
+        token_heads.check_head(model)
+
+    @staticmethod
+    def num_rows(examples: Any) -> np.ndarray:
+        """The labelled tokens of each."""
+        return np.array([len(positions) for positions in examples.positions], np.int64)
+
+    def losses(self, batch: Any, factors: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """`loss`, `correct`, `count` (labelled tokens), and `logits`, fp32 [labelled tokens, labels]."""
+        labels, weight = batch.predict_labels, batch.predict_weight
+        # the fill goes through the head too, so that every parameter has a gradient from an empty slot as well
+        logits = token_heads.classify(self.model, encode(self.model, batch)[batch.predict_index]).float()
+        loss, correct = logits.sum() * 0, logits.new_zeros(())
+        if labels is not None:
+            loss = (F.cross_entropy(logits, labels, reduction="none") * weight).sum()
+            correct = ((logits.detach().argmax(-1) == labels) * weight).sum()
+        return {"loss": loss, "correct": correct, "count": weight.sum(), "logits": logits[weight > 0]}
+
+    def count(self, batch: Any) -> int:
+        """Labelled tokens."""
+        return int(batch.predict_weight.sum())
+
+
 @dataclass(frozen=True)
 class Head:
     """A form of fine-tuning: the stock auto class, and its loss."""
@@ -110,4 +140,5 @@ class Head:
 HEADS_OF: dict[str, Head] = {
     "sequence": Head("AutoModelForSequenceClassification", SequenceLabel),
     "choice": Head("AutoModelForMultipleChoice", Choice),
+    "token": Head("AutoModelForTokenClassification", TokenLabel),
 }

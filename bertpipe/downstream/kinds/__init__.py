@@ -3,9 +3,11 @@
 from bertpipe.downstream.kind import Kind
 from bertpipe.downstream.kinds.choices import Choices
 from bertpipe.downstream.kinds.sequences import Classification, Regression
+from bertpipe.downstream.kinds.tokens import Tokens
 
 KINDS: dict[str, Kind] = {
     "classification": Classification(),
     "regression": Regression(),
     "choices": Choices(),
+    "tokens": Tokens(),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bertpipe.errors import DataError
 
@@ -37,29 +37,50 @@ def strings(table: pa.Table, column: str, where: str) -> list[str]:
     kind = table.schema.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataError(f"{where}: column {column!r} holds {kind}, not text")
-    try:
-        values = table[column].to_pylist()
-    except UnicodeDecodeError:
-        row = next(
-            row for row, value in enumerate(table[column].cast(pa.large_binary())) if not _is_utf8(value.as_py())
-        )
-        raise DataError(f"{where}: row {row}: column {column!r} is not UTF-8; write the file again as UTF-8") from None
+    values = _decoded(table, column, where)
     if None in values:
         raise DataError(f"{where}: row {values.index(None)}: column {column!r} is null; remove the row or fill it in")
     return values
 
 
-def _is_utf8(value: bytes | None) -> bool:
+def lists(table: pa.Table, column: str, where: str) -> list[list[Any]]:
+    """A column of lists, none of them missing or empty, no value of them missing."""
+    import pyarrow as pa
+
+    kind = table.schema.field(column).type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise DataError(f"{where}: column {column!r} holds {kind}, not lists")
+    rows = _decoded(table, column, where)
+    for row, values in enumerate(rows):
+        if not values or None in values:
+            fault = "is null" if values is None else "holds a null" if values else "is an empty list"
+            raise DataError(f"{where}: row {row}: column {column!r} {fault}; remove the row or fill it in")
+    return rows
+
+
+def _decoded(table: pa.Table, column: str, where: str) -> list[Any]:
+    """The values; DataError names the row of text that is not UTF-8."""
     try:
-        (value or b"").decode()
+        return table[column].to_pylist()
+    except UnicodeDecodeError:
+        row = next(row for row, value in enumerate(table[column]) if not _is_utf8(value))
+        raise DataError(f"{where}: row {row}: column {column!r} is not UTF-8; write the file again as UTF-8") from None
+
+
+def _is_utf8(value: pa.Scalar) -> bool:
+    try:
+        value.as_py()
     except UnicodeDecodeError:
         return False
     return True
 
 
 def identifiers(table: pa.Table) -> list[int] | list[str]:
-    """The column `idx`, or else the row numbers."""
-    return table["idx"].to_pylist() if "idx" in table.column_names else list(range(table.num_rows))
+    """The column `idx` or `id`, or else the row numbers."""
+    for column in ("idx", "id"):
+        if column in table.column_names:
+            return table[column].to_pylist()
+    return list(range(table.num_rows))
 
 
 def num_empty(texts: list[tuple[str, ...]]) -> int:
