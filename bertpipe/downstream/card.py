@@ -317,7 +317,7 @@ def dataset_name(name: str) -> str:
     if name not in TASKS:
         return name
     source = SOURCES[TASKS[name].source]
-    return f"{source.title} {name}" if source.repo and source.shared else source.title
+    return f"{source.title} {name}" if source.repo and source.title.lower().replace("-", "") != name else source.title
 
 
 def hub_dataset(source: str) -> str | None:

@@ -138,6 +138,8 @@ def _compare(
     if key in bootstrap.FACTORIES:
         columns, counts = bootstrap.cells(*map(np.asarray, (gold, *predicted)))
         weighted = [bootstrap.FACTORIES[key](columns[0], answers) for answers in columns[1:]]
+    elif None not in (quick := [run.kind.weighted(task, *own) for run, own in zip(best, parsed, strict=True)]):
+        weighted, counts = [one for one in quick if one], np.ones(len(lines[0]), np.int64)
     else:
         resamples, counts = min(resamples, DRAWN), np.ones(len(lines[0]), np.int64)
         weighted = [bootstrap.by_drawing(_score_of(run, own), len(own)) for run, own in zip(best, lines, strict=True)]

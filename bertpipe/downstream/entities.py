@@ -57,6 +57,12 @@ def count(predicted: Iterable[Sequence[str]], gold: Iterable[Sequence[str]]) -> 
     return {kind: (right[kind], ours[kind], theirs[kind]) for kind in sorted(ours | theirs)}
 
 
+def total(counts: dict[str, tuple[int, int, int]]) -> tuple[int, int, int]:
+    """The same of all types together."""
+    right, predicted, gold = map(sum, zip((0, 0, 0), *counts.values(), strict=True))
+    return right, predicted, gold
+
+
 def rates(right: int, predicted: int, gold: int) -> dict[str, float]:
     """Precision, recall and F1; 0 where they are undefined."""
     precision, recall = right / max(1, predicted), right / max(1, gold)

@@ -212,7 +212,12 @@ class _Scoring:
         job, started = self.job, time.monotonic()
         with writing as (scratch, counts):
             if one.run.init in BASELINES:
-                outcome = _score_baseline(job, one.run.init, one.run.seed)
+                scores: dict[str, float] = {}
+                outcome: dict[str, Any] = {"scores": scores, "best_epoch": None, "failed": None}
+                for split in filter(job.is_scored, job.splits):
+                    predicted = baselines.predict(one.run.init, job, split, one.run.seed)
+                    scores |= job.score(split, predicted)
+                    outcome |= job.details(split, predicted)
             else:
                 outcome = train(self._cfg(one), self.place, job, one.run.init, one.run.seed, scratch)
             if self.place.is_main:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from bertpipe.config import FinetuneConfig
     from bertpipe.data.batches import Examples
+    from bertpipe.downstream.bootstrap import Weighted
 
 UNLABELLED = -1
 """GLUE's code for a label that is kept secret: every label of a test split."""
@@ -89,7 +90,7 @@ class Split:
     num_empty: int = 0
     """Examples with an empty text; they are kept, because the official scores count them."""
     counts: dict[str, int] = field(default_factory=dict)
-    """What was found odd and kept, by reason."""
+    """What else is odd and was kept, by reason."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -166,12 +167,16 @@ class Kind(abc.ABC):
         texts, ids = [tuple(line.get("text", ())) for line in lines], [line["id"] for line in lines]
         return Split(texts, [line["label"] for line in lines], ids, names), [line["prediction"] for line in lines]
 
+    def weighted(self, task: Task, split: Split, predicted: Any) -> Weighted | None:
+        """The headline score of resampled examples, where it has a quick form that is not one of bootstrap.py's."""
+        return None
+
     def details(self, split: Split, predicted: Any) -> dict[str, Any]:
-        """What scores.json says of a labelled split beside its scores: scores of parts of it, by name."""
+        """What scores.json says of a labelled split beside its scores, by name: scores of parts of it."""
         return {}
 
     def files(self, split: Split, predicted: Any) -> dict[str, str]:
-        """The predictions in official formats: file ending and content. Empty where there is none."""
+        """The predictions in official formats, by file ending."""
         return {}
 
 

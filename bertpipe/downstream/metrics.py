@@ -125,9 +125,9 @@ class Entities(evaluate.Metric):
         return _info("Precision, recall and F1 of entities, accuracy of tags", _TAGS)
 
     def _compute(self, predictions: list[list[str]], references: list[list[str]]) -> dict[str, float]:
-        totals = map(sum, zip((0, 0, 0), *entities.count(predictions, references).values(), strict=True))
+        found = entities.total(entities.count(predictions, references))
         words = [list(itertools.chain.from_iterable(side)) for side in (predictions, references)]
-        return entities.rates(*totals) | {"accuracy": _accuracy(*words)}
+        return entities.rates(*found) | {"accuracy": _accuracy(*words)}
 
 
 def compute(metric: str, predictions: Any, references: Any) -> dict[str, float]:

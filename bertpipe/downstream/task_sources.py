@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+WHOLE = "(all)"
+"""Of a data set on the Hub that has no configurations."""
+
+
 class Source:
     """Base: a place that data comes from."""
 
@@ -43,7 +47,8 @@ class Source:
 
 
 class FolderOrHub(Source):
-    """`<data>/<task>/<split>.parquet`, or without `finetune.data` a data set of the Hub."""
+    """`<data>/<task>/<split>.parquet`, or without `finetune.data` a data set of the Hub: its configuration `config`, of
+    one that holds several tasks that which is called like the task, of one without configurations (WHOLE) all of it."""
 
     gathered = True
 
@@ -88,7 +93,7 @@ class FolderOrHub(Source):
         return splits
 
     def _configuration(self, task: Task) -> str | None:
-        return self.config or (task.name if self.shared else None)
+        return None if self.config == WHOLE else self.config or task.name
 
     @contextlib.contextmanager
     def _hub_errors(self, task: Task):
@@ -185,9 +190,11 @@ def read(
                 f"the task {task.name} needs {', '.join(columns)}"
             )
     names = names or _declared_names(table, task)
-    if task.labels == () and known and names and names != known:
-        raise DataError(f"{where}: column {task.label!r} names its codes {names}, the training data {known}")
-    return kind.read(table, task, split, where, known if task.labels == () and known else names)
+    if task.labels == () and known:
+        if names and names != known:
+            raise DataError(f"{where}: column {task.label!r} names its codes {names}, the training data {known}")
+        names = known
+    return kind.read(table, task, split, where, names)
 
 
 def _known(splits: dict[str, Split]) -> tuple[str, ...] | None:
@@ -202,7 +209,7 @@ def _declared_names(table: pa.Table, task: Task) -> tuple[str, ...] | None:
         return None
     try:
         feature = json.loads(raw)["info"]["features"][task.label]
-        return tuple(feature.get("feature", feature)["names"])
+        return tuple(feature.get("feature", feature)["names"])  # of the codes, or of lists of codes
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -210,7 +217,7 @@ def _declared_names(table: pa.Table, task: Task) -> tuple[str, ...] | None:
 def _feature_names(features: Any, task: Task) -> tuple[str, ...] | None:
     """The same from a loaded data set's features."""
     feature = features.get(task.label)
-    names = getattr(getattr(feature, "feature", feature), "names", None)  # of the codes, or of lists of codes
+    names = getattr(getattr(feature, "feature", feature), "names", None)
     return tuple(names) if names else None
 
 
@@ -223,7 +230,7 @@ SOURCES: dict[str, Source] = {
     "glue": FolderOrHub("GLUE", "nyu-mll/glue"),
     "superglue": FolderOrHub("SuperGLUE", "aps/super_glue"),
     "swag": FolderOrHub("SWAG", "allenai/swag", "regular"),
-    "conll2003": FolderOrHub("CoNLL-2003", "lhoestq/conll2003", shared=False),
-    "wnut17": FolderOrHub("WNUT-17", "flaitenberger/wnut_17", shared=False),
+    "conll2003": FolderOrHub("CoNLL-2003", "lhoestq/conll2003", WHOLE),
+    "wnut17": FolderOrHub("WNUT-17", "flaitenberger/wnut_17", WHOLE),
     "docs": Docs(),
 }

@@ -1,7 +1,7 @@
 """Which tasks there are: a task is one row of `TASKS`. Its data comes from a row of SOURCES (task_sources.py), its form
 is a row of KINDS (kinds/). GLUE: Wang et al. 2019, https://gluebenchmark.com. SuperGLUE: Wang et al. 2019,
-https://super.gluebenchmark.com; its RTE is GLUE's under other column names. SWAG: Zellers et al. 2018. CoNLL-2003:
-Tjong Kim Sang and De Meulder 2003. WNUT-17: Derczynski et al. 2017.
+https://super.gluebenchmark.com; its RTE is GLUE's under other column names. SWAG: Zellers et al. 2018.
+CoNLL-2003: Tjong Kim Sang and De Meulder 2003. WNUT-17: Derczynski et al. 2017.
 
     splits = load("mrpc", data="glue")
     splits["train"].texts[0], splits["train"].labels[0]

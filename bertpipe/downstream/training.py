@@ -65,15 +65,15 @@ class Job:
 
     @cached_property
     def floor(self) -> float:
-        """The headline score of the most frequent training label; 0 for a form of task that has none, and for tokens,
-        whose baseline looks at the words."""
-        if self.task.kind == "tokens" or self.task.kind not in BASELINES["majority"].kinds:
+        """The headline score of the most frequent training label; 0 for a form of task that has none."""
+        majority = BASELINES["majority"]
+        if self.task.kind not in majority.kinds or self.task.kind in majority.others:
             return 0.0
         predicted = baselines.predict("majority", self, self.task.validation)
         return self.score(self.task.validation, predicted)[self.task.headline]
 
     def is_scored(self, split: str) -> bool:
-        """Whether it is not for training and its labels are known."""
+        """Whether it is evaluated, or another one whose labels are known."""
         return split != "train" and self.splits[split].labels is not None
 
     def score(self, split: str, predicted: Any) -> dict[str, float]:
@@ -82,8 +82,13 @@ class Job:
         scores = self.kind.score(task, self.splits[split], predicted)
         return {task.prefix(split) + name: value for name, value in scores.items()}
 
+    def details(self, split: str, predicted: Any) -> dict[str, Any]:
+        """Scores of parts of a labelled split; named as `score` names."""
+        found = self.kind.details(self.splits[split], predicted)
+        return {self.task.prefix(split) + name: value for name, value in found.items()}
+
     def counts(self) -> dict[str, dict[str, int]]:
-        """What was odd in each split's data and kept, and what was done to it, by reason."""
+        """What is odd in each split and was kept, and what was done to it, by reason."""
         found = {split: data.counts | self.encoded[split].counts for split, data in self.splits.items()}
         return {split: counts for split, counts in found.items() if counts}
 
@@ -163,7 +168,7 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
     finally:
         place.release()
     objective.model.load_state_dict(best.weights)
-    scores, details = dict(best.scores), {}
+    scores, details = dict(best.scores), dict[str, Any]()
     failed = failure(job, best.outputs, scores)
     for split, data in job.splits.items():
         if split == "train":
@@ -171,14 +176,13 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
         outputs = best.outputs if split == job.task.validation else predict(objective, job, split, place)
         predicted = job.decide(split, outputs)
         if job.is_scored(split):
-            details[split] = job.kind.details(data, predicted)
-            scores |= {} if split == job.task.validation else job.score(split, predicted)
+            details |= job.details(split, predicted)
+            scores |= job.score(split, predicted) if split != job.task.validation else {}
         if scratch is not None:
             _write_predictions(job, split, outputs, predicted, scratch / f"predictions-{split}.jsonl")
     if scratch is not None and init == MODEL:
         save_model(objective.model, job.tokenizer, scratch / "model")
-    found = {"scores": scores, "best_epoch": best.epoch, "by_epoch": best.history, "failed": failed}
-    return found | {"details": details}
+    return {"scores": scores, "best_epoch": best.epoch, "by_epoch": best.history, "failed": failed} | details
 
 
 def _fit(cfg: Config, place: Place, job: Job, best: _Best, init: str, seed: int, scratch: Path | None) -> None:

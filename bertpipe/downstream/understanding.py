@@ -13,13 +13,14 @@ import numpy as np
 
 from bertpipe.downstream import bootstrap, runs
 from bertpipe.downstream.facts import columns, is_number, read_lines
-from bertpipe.downstream.grid import MODEL
+from bertpipe.downstream.kind import Split
 
 MAX_CLASSES = 40  # rows of a confusion matrix; the rarest share the last one
 MAX_BINS = 8  # of length
 LEAST_IN_BIN = 20  # examples
 MAX_MISTAKES = 20
 MAX_CONFUSED = 10  # pairs of classes
+MAX_BESIDE = 20  # words shown on either side of a wrong one
 MAX_CHARACTERS = 600  # of a text that is shown
 MAX_DOTS = 1_500  # of a scatter plot
 MAX_CURVES = 12  # runs whose learning curves are shown
@@ -124,6 +125,34 @@ def _classification(run: runs.Run, lines: list[dict[str, Any]]) -> dict[str, Any
     }
 
 
+def _tokens(run: runs.Run, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of words, and their tags."""
+    names = run.names or ()
+    split, found = run.parse(lines)
+    gold, predicted = np.concatenate(split.labels), np.concatenate(found)
+    matrix = confusion(gold, predicted, len(names))
+    shown, shown_names = gathered(matrix, names)
+    sure, label_sure = (np.concatenate([line[key] for line in lines]) for key in ("probability", "label_probability"))
+    sizes = np.array([len(line["text"]) for line in lines])
+    wrong = np.flatnonzero(predicted != gold)
+    mistakes = []
+    for place in wrong[np.argsort(-sure[wrong], kind="stable")][:MAX_MISTAKES]:
+        row = int(np.searchsorted(np.cumsum(sizes), place, side="right"))
+        word = int(place - sizes[:row].sum())
+        words = lines[row]["text"]
+        text = " ".join([*words[:word][-MAX_BESIDE:], f"[{words[word]}]", *words[word + 1 :][:MAX_BESIDE]])
+        answers = {"label": names[gold[place]], "prediction": names[predicted[place]]}
+        chances = {"probability": float(sure[place]), "gold_probability": float(label_sure[place])}
+        mistakes.append(_shown(lines[row] | answers | {"text": [text]}) | chances)
+    return {
+        "confusion": {"classes": shown_names, "counts": shown.tolist()},
+        "confused": confused(matrix, names),
+        "per_class": per_class(matrix, names),
+        "num_wrong": len(wrong),
+        "mistakes": mistakes,
+    }
+
+
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
@@ -167,17 +196,19 @@ def by_length(run: runs.Run, lines: list[dict[str, Any]]) -> dict[str, Any] | No
         split, predicted = run.parse([lines[row] for row in chosen])
         figures: dict[str, Any] = {"shortest": int(lengths[chosen].min()), "longest": int(lengths[chosen].max())}
         figures |= {"num": len(chosen), "score": run.score(split, predicted)}
-        bins.append(figures | _spread(run, split.labels, predicted))
+        bins.append(figures | _spread(run, split, predicted))
     return {"unit": unit, "bins": bins}
 
 
-def _spread(run: runs.Run, gold: Any, predicted: Any) -> dict[str, float]:
+def _spread(run: runs.Run, split: Split, predicted: Any) -> dict[str, float]:
     """The interval of a score over resampled examples; empty where it would take long."""
-    if (run.task.metric, run.task.headline) not in bootstrap.FACTORIES:
+    if (run.task.metric, run.task.headline) in bootstrap.FACTORIES:
+        (gold, predicted), counts = bootstrap.cells(np.asarray(split.labels), np.asarray(predicted))
+        score = bootstrap.weighted(run.task.metric, run.task.headline, gold, predicted)
+    else:
+        score, counts = run.kind.weighted(run.task, split, predicted), np.ones(len(split), np.int64)
+    if score is None:
         return {}
-    (gold, predicted), counts = bootstrap.cells(np.asarray(gold), np.asarray(predicted))
-    score = bootstrap.weighted(run.task.metric, run.task.headline, gold, predicted)
-    assert score is not None
     found = bootstrap.interval([score], counts, RESAMPLES)
     return {"lowest": found.lowest, "highest": found.highest}
 
@@ -214,5 +245,5 @@ def curves(found: Sequence[runs.Run], best: runs.Run) -> list[dict[str, Any]]:
     return out
 
 
-VIEWS = {"classification": _classification, "regression": _regression}
+VIEWS = {"classification": _classification, "regression": _regression, "tokens": _tokens}
 """What is shown of a form of task beside what is shown of all."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bertpipe.downstream.baselines import BASELINES, majority, tfidf
+from bertpipe.downstream.baselines import BASELINES, majority, tags_of_words, tfidf
 from bertpipe.downstream.kind import Split
 
 
@@ -32,7 +32,7 @@ def test_majority_of_tokens_is_each_words_most_frequent_tag():
     tags = [[1, 0, 0], [2, 2], [0, 1], [0, 1]]
     train = Split(texts, [np.array(row) for row in tags], [0, 1, 2, 3], ("O", "B-place", "B-person"))
     splits = {"train": train, "validation": Split([("Paris", "new"), ("Hilton",)], None, [0, 1], train.label_names)}
-    found = majority(splits)
+    found = tags_of_words(splits)
     assert [row.tolist() for row in found] == [[1, 0], [1]], "Hilton is each once: the lower code; a new word is O"
     assert found[0].dtype == np.int64
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ from hypothesis import strategies as st
 from bertpipe import cli
 from bertpipe.config import Config
 from bertpipe.data.batches import Examples, ExampleSlots
-from bertpipe.downstream import tasks, training
+from bertpipe.downstream import compare, tasks, training, understanding
 from bertpipe.downstream.encode import encode_words
 from bertpipe.downstream.kind import Outputs, Split
 from bertpipe.downstream.kinds import KINDS
-from bertpipe.downstream.task_sources import FolderOrHub
+from bertpipe.downstream.task_sources import WHOLE, FolderOrHub
 from bertpipe.errors import ConfigError, DataError
 from bertpipe.model.labelled import TokenLabel
 from tests.downstream.conftest import TEXT, write_tokenizer
@@ -97,7 +98,7 @@ def test_the_hubs_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for split in ("train", "validation", "test"):
         coded(TRAIN).to_parquet(str(tmp_path / "repo" / "data" / f"{split}-00000-of-00001.parquet"))
-    source, task = FolderOrHub("a copy", str(tmp_path / "repo"), shared=False), tasks.get("conll2003")
+    source, task = FolderOrHub("a copy", str(tmp_path / "repo"), WHOLE), tasks.get("conll2003")
     splits = source.load(task, None)
     assert list(splits) == ["train", "validation", "test"] and splits["test"].label_names == NAMES
     assert splits["test"].texts == splits["train"].texts == [tuple(row) for row in TRAIN["tokens"]]
@@ -273,7 +274,7 @@ def test_no_label_of_a_long_sentence_is_lost_or_counted_twice(tokenizer, texts, 
     predicted = KIND.decide(split, encoded, outputs)
     assert [row.tolist() for row in predicted] == [row.tolist() for row in split.labels]
     line = KIND.line(split, encoded, outputs, predicted, len(texts) - 1)
-    assert line["words"] == texts[-1] and line["prediction"] == line["label"] and len(line["probability"]) == len(
+    assert line["prediction"] == line["label"] and len(line["probability"]) == len(
         texts[-1]
     )  # fmt: skip
 
@@ -384,12 +385,12 @@ def test_a_run_learns_and_says_how_well_each_type_is_found(made):
     assert scores["metric"] == "f1" and scores["kind"] == "tokens" and scores["labels"][0] == "O"
     assert {"precision", "recall", "f1", "accuracy", "test_f1"} < model["scores"].keys()
     for split in ("validation", "test"):
-        per_type = model["details"][split]["per_type"]
+        per_type = model["per_type" if split == "validation" else "test_per_type"]
         assert list(per_type) == ["LOC", "PER"] and all(row["num_gold"] for row in per_type.values())
         right, gold = (sum(row[name] for row in per_type.values()) for name in ("num_right", "num_gold"))
         recall = model["scores"]["recall" if split == "validation" else "test_recall"]
         assert recall == pytest.approx(right / gold)
-    assert baseline["init"] == "majority" and baseline["details"]["validation"]["per_type"]["PER"]["f1"] == 1
+    assert baseline["init"] == "majority" and baseline["per_type"]["PER"]["f1"] == 1
     assert scores["truncated"] == 0 and scores["counts"]["validation"]["sentences_in_windows"] > 10
     assert "wnut17 validation: sentences in windows" in printed and f"f1 {model['scores']['f1']:.3f}" in printed
 
@@ -399,11 +400,11 @@ def test_predictions_come_with_words_and_in_the_columns_of_conlleval(made):
     table = pq.read_table(data / "wnut17" / "validation.parquet").to_pylist()
     run = folder / "runs" / "model-seed-1"
     lines = [json.loads(line) for line in (run / "predictions-validation.jsonl").open()]
-    assert [line["words"] for line in lines] == [row["tokens"] for row in table]
+    assert [line["text"] for line in lines] == [row["tokens"] for row in table]
     assert [line["label"] for line in lines] == [row["ner_tags"] for row in table] != [x["prediction"] for x in lines]
     sentences = (run / "predictions-validation.conll").read_text().removesuffix("\n").split("\n\n")
     columns = [[line.split(" ") for line in sentence.splitlines()] for sentence in sentences]
-    assert columns == [[list(row) for row in zip(x["words"], x["label"], x["prediction"], strict=True)] for x in lines]
+    assert columns == [[list(row) for row in zip(x["text"], x["label"], x["prediction"], strict=True)] for x in lines]
     assert (run / "predictions-test.jsonl").is_file() and (run / "predictions-test.conll").is_file()
 
 
@@ -434,7 +435,44 @@ def test_the_saved_model_is_a_stock_one_that_gives_the_packed_logits(made):
     short = [n for n in range(len(lines)) if (encoded.notes.sentence == n).sum() == 1][:5]
     for number in short:
         line, places = lines[number], encoded.examples.positions[np.flatnonzero(encoded.notes.sentence == number)[0]]
-        tokens = {row["index"]: row for row in pipe([line["words"]], is_split_into_words=True)[0]}
+        tokens = {row["index"]: row for row in pipe([line["text"]], is_split_into_words=True)[0]}
         assert [tokens[place]["entity"] for place in places] == line["prediction"]
         np.testing.assert_allclose([tokens[p]["score"] for p in places], line["probability"], atol=1e-5)
     assert short
+
+
+def test_the_report_and_the_comparison_read_a_run_back(made):
+    _, folder, _ = made
+    facts = understanding.understand(folder)
+    model = json.loads((folder / "scores.json").read_text())["runs"][0]
+    assert facts["per_type"] == model["per_type"] and facts["score"] == model["scores"]["f1"]
+    lines = [json.loads(line) for line in (folder / "runs/model-seed-1/predictions-validation.jsonl").open()]
+    wrong = [
+        (-sure, row, word)
+        for row, line in enumerate(lines)
+        for word, sure in enumerate(line["probability"])
+        if line["prediction"][word] != line["label"][word]
+    ]
+    assert facts["num_wrong"] == len(wrong) > 0 and np.trace(facts["confusion"]["counts"]) > len(wrong)
+    _, row, word = min(wrong)
+    mistake = facts["mistakes"][0]
+    assert mistake["id"] == lines[row]["id"] and f"[{lines[row]['text'][word]}]" in mistake["text"][0]
+    assert (mistake["label"], mistake["prediction"]) == (lines[row]["label"][word], lines[row]["prediction"][word])
+    assert mistake["gold_probability"] == lines[row]["label_probability"][word] < mistake["probability"]
+    assert all(x["lowest"] <= x["score"] <= x["highest"] for x in facts["by_length"]["bins"])
+
+    (same,) = compare.compare(folder / "runs/model-seed-1", folder / "runs/model-seed-1", resamples=2_000)
+    assert same.difference.value == same.difference.lowest == same.difference.highest == 0
+    assert same.score_a == model["scores"]["f1"] and same.num_resamples == 2_000, "the quick way"
+
+
+def test_weighted_f1_is_that_of_the_examples_as_often():
+    draw = np.random.default_rng(0)
+    texts = [["a"] * n for n in (3, 5, 1, 4)]
+    split, predicted = (sentences(*texts), [draw.integers(0, len(NAMES), len(words)) for words in texts])
+    task, weights = tasks.get("wnut17"), np.array([[1, 1, 1, 1], [2, 0, 0, 3], [0, 0, 1, 0]])
+    found = KIND.weighted(task, split, predicted)(weights)
+    for row, score in zip(weights, found, strict=True):
+        drawn = np.repeat(np.arange(4), row)
+        again = replace(split, labels=[split.labels[n] for n in drawn], texts=[split.texts[n] for n in drawn])
+        assert KIND.score(task, again, [predicted[n] for n in drawn])["f1"] == pytest.approx(score)

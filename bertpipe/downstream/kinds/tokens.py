@@ -7,7 +7,8 @@ Examples, and each of its words belongs to one of them: no label is lost, none c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from bertpipe.config import FinetuneConfig
+    from bertpipe.downstream.bootstrap import Weighted
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,19 @@ class Tokens(Kind):
 
         return compute(task.metric, _named(split, predicted), _named(split, split.labels))
 
+    def weighted(self, task: Task, split: Split, predicted: Any) -> Weighted | None:
+        """F1 from the sums of what each sentence has right, predicted and in gold."""
+        if task.headline != "f1":
+            return None
+        rows = zip(_named(split, predicted), _named(split, split.labels), strict=True)
+        numbers = np.array([entities.total(entities.count([ours], [gold])) for ours, gold in rows])
+
+        def f1(weights: np.ndarray) -> np.ndarray:
+            right, ours, gold = (weights @ numbers).T
+            return 2 * right / np.maximum(1, ours + gold)
+
+        return f1
+
     def details(self, split: Split, predicted: Any) -> dict[str, Any]:
         """`per_type`: precision, recall, F1 and the numbers of entities of each type."""
         counts = entities.count(_named(split, predicted), _named(split, split.labels))
@@ -137,16 +152,28 @@ class Tokens(Kind):
         }
 
     def line(self, split: Split, encoded: Encoded, outputs: Outputs, predicted: Any, row: int) -> dict[str, Any]:
-        """Words, tags, and the probabilities of the predicted ones."""
+        """Tags, and the probabilities of the predicted and of the gold ones."""
         assert split.label_names
         first = encoded.notes.first
         logits = outputs.logits[first[row] : first[row + 1]].astype(np.float64)
-        surest = 1 / np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
-        line: dict[str, Any] = {"words": list(split.texts[row])}
-        line["prediction"] = [split.label_names[code] for code in predicted[row]]
-        if split.labels is not None:
-            line["label"] = [split.label_names[code] for code in split.labels[row]]
-        return line | {"probability": [round(float(p), 5) for p in surest]}
+        shares = np.exp(logits - logits.max(-1, keepdims=True))
+        shares /= shares.sum(-1, keepdims=True)
+        line: dict[str, Any] = {}
+        for side, likely, codes in (
+            ("prediction", "probability", predicted[row]),
+            ("label", "label_probability", None if split.labels is None else split.labels[row]),
+        ):
+            if codes is not None:
+                line[side] = [split.label_names[code] for code in codes]
+                line[likely] = [round(float(share), 5) for share in shares[np.arange(len(codes)), codes]]
+        return line
+
+    def parse(self, lines: Sequence[Mapping[str, Any]], names: tuple[str, ...] | None) -> tuple[Split, Any]:
+        """Codes in place of tags, int64 [words] for each sentence."""
+        split, predicted = super().parse(lines, names)
+        code = {name: number for number, name in enumerate(names or ())}
+        coded = [[np.array([code[tag] for tag in row], np.int64) for row in side] for side in (split.labels, predicted)]
+        return replace(split, labels=coded[0]), coded[1]
 
     def files(self, split: Split, predicted: Any) -> dict[str, str]:
         """conll: the columns that conlleval reads, `word gold predicted`, or without gold tags `word predicted`."""
