@@ -18,16 +18,11 @@ if TYPE_CHECKING:
     from bertpipe.downstream.training import Job
 
 
-def majority(splits: dict[str, Split], seed: int = 0) -> Any:
-    """[validation] the most frequent training label (of several, the lowest code); the training mean for regression.
-
-    For tokens [words] of each sentence: the most frequent tag of the word in training, or for a new word of all words.
-    """
+def majority(splits: dict[str, Split], seed: int = 0) -> np.ndarray:
+    """[validation] the most frequent training label (of several, the lowest code); the training mean for regression."""
     train, labels = splits["train"], splits["train"].labels
     assert labels is not None
     size = len(splits["validation"])
-    if isinstance(labels, list):
-        return _tags_of_words(train, splits["validation"])
     if train.label_names is None:
         return np.full(size, labels.mean(dtype=np.float64), dtype=np.float32)
     return np.full(size, np.bincount(labels).argmax(), dtype=np.int64)

@@ -294,14 +294,3 @@ class _Scoring:
             "published": published.of(self.name),
         }
         artifact.write_json(folder / "scores.json", scores)
-
-
-def _score_baseline(job: Job, init: str, seed: int) -> dict[str, Any]:
-    """What a baseline comes to on every labelled split."""
-    scores: dict[str, float] = {}
-    details = {}
-    for split in filter(job.is_scored, job.splits):
-        predicted = baselines.predict(init, job, split, seed)
-        scores |= job.score(split, predicted)
-        details[split] = job.kind.details(job.splits[split], predicted)
-    return {"scores": scores, "best_epoch": None, "failed": None, "details": details}

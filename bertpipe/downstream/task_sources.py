@@ -34,8 +34,6 @@ class Source:
     """What people call the data."""
     repo: str | None = None
     """The data set on the Hub, if it is one."""
-    shared: bool = False
-    """Whether it holds several tasks, each a configuration of it that is called like the task."""
 
     def load(self, task: Task, data: str | None) -> dict[str, Split]:
         """Every split that there is, checked; `data` is `finetune.data`. DataError names what can't be used."""
@@ -52,8 +50,8 @@ class FolderOrHub(Source):
 
     gathered = True
 
-    def __init__(self, title: str, repo: str, config: str | None = None, shared: bool = True):
-        self.title, self.repo, self.config, self.shared = title, repo, config, shared
+    def __init__(self, title: str, repo: str, config: str | None = None):
+        self.title, self.repo, self.config = title, repo, config
 
     def load(self, task: Task, data: str | None) -> dict[str, Split]:
         """See Source."""

@@ -170,7 +170,7 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
     objective.model.load_state_dict(best.weights)
     scores, details = dict(best.scores), dict[str, Any]()
     failed = failure(job, best.outputs, scores)
-    for split, data in job.splits.items():
+    for split in job.splits:
         if split == "train":
             continue
         outputs = best.outputs if split == job.task.validation else predict(objective, job, split, place)

@@ -13,6 +13,7 @@ import numpy as np
 
 from bertpipe.downstream import bootstrap, runs
 from bertpipe.downstream.facts import columns, is_number, read_lines
+from bertpipe.downstream.grid import MODEL
 from bertpipe.downstream.kind import Split
 
 MAX_CLASSES = 40  # rows of a confusion matrix; the rarest share the last one
