@@ -112,7 +112,7 @@ def test_numbers_are_compared_by_correlation_alone(tmp_path):
 def test_runs_that_failed_are_counted(pair):
     """One that diverged has no predictions and counts as the majority's answer."""
     lines, scores = classified(200)
-    write_run(pair[1], "mrpc", [], {}, seed=2, failed="diverged", floor=0.125)
+    write_run(pair[1], "mrpc", [], {}, seed=2, failed="diverged")
     write_run(pair[1], "mrpc", lines, scores | {"f1": 0.25}, seed=3, failed="predicts 'equivalent' for every example")
     before = compare.compare(pair[0], pair[1] / "mrpc/runs/model-seed-1")[0]
     row = compare.compare(*pair)[0]
