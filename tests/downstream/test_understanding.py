@@ -34,7 +34,7 @@ def write_run(
         "seed": seed,
         "scores": scores,
         "task": asdict(task),
-        "floor": 0.0,
+        "floor": 0.125,
         "labels": labels or task.labels,
     }
     (path / "scores.json").write_text(json.dumps(result | {"by_epoch": [0.1, 0.2]} | more))
