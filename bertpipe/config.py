@@ -270,6 +270,9 @@ class FinetuneConfig(Section):
     of max_length."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout while fine-tuning; unset keeps the checkpoint's."""
+    pooler: Literal["random", "identity"] = "random"
+    """How a pooler starts that the checkpoint hasn't got, as one of masked language modelling alone: random, as stock
+    classes do, or so that the head sees [CLS] as it was pretrained, under the pooler's tanh."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """As train.precision."""
 

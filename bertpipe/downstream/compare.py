@@ -35,7 +35,7 @@ class Side:
 
     num_runs: int
     num_failed: int
-    """Of those; one that diverged has no score and counts as the majority's answer."""
+    """Of those; one that diverged has no score and counts as the majority's answer, or less if others are lower."""
     mean: float
 
     def __str__(self) -> str:
@@ -106,7 +106,7 @@ def _by_task(folder: Path) -> dict[str, list[Run]]:
 def _best(found: list[Run]) -> Run:
     best = runs.best(found)
     if best is None:
-        raise ArtifactError(f"{found[0].folder.parent}: every run diverged, so there are no predictions to compare")
+        raise ArtifactError(f"{found[0].folder.parent}: no run has a score here, so there is nothing to compare")
     return best
 
 
@@ -212,13 +212,19 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
+def _counted(those: list[Run], split: str) -> list[float]:
+    """What each run counts as, as in scores.json's summary (summary.py)."""
+    scored = [run.headline(split) for run in those if run.result["scores"]]
+    return scored + [min([those[0].result["floor"], *scored])] * (len(those) - len(scored))
+
+
 def over_seeds(runs_a: list[Run], runs_b: list[Run], split: str) -> Seeds | None:
     """Means over seeds and Welch's interval of their difference; None unless both have several."""
     if min(len(runs_a), len(runs_b)) < 2:
         return None
     from scipy.stats import ttest_ind
 
-    a, b = ([run.headline(split) for run in those] for those in (runs_a, runs_b))
+    a, b = (_counted(those, split) for those in (runs_a, runs_b))
     side_a, side_b = (
         Side(len(those), sum(bool(run.result.get("failed")) for run in those), statistics.fmean(scores))
         for those, scores in ((runs_a, a), (runs_b, b))

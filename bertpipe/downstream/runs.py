@@ -5,6 +5,7 @@ What a run wrote is enough: neither the data nor the model is needed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,21 +52,10 @@ class Run:
         """What it was drawn from."""
         return self.result["seed"]
 
-    @property
-    def is_scored(self) -> bool:
-        """Whether it left predictions; one that diverged did not."""
-        return self.task.headline in self.result["scores"]
-
     def headline(self, split: str | None = None) -> float:
-        """The task's one number, of the split that chooses or another evaluated one; of a run that diverged what it
-        counts as, the majority's."""
-        scores = self.result["scores"]
-        return scores[self.score_name(split or self.task.validation)] if self.is_scored else self.result["floor"]
-
-    def score_name(self, split: str) -> str:
-        """What the headline score of an evaluated split is called in scores.json."""
-        name = self.task.headline
-        return name if split == self.task.validation else f"{split.removeprefix('validation_')}_{name}"
+        """The task's one number, of the split that chooses or another evaluated one; -inf for a run that diverged."""
+        name = self.task.prefix(split or self.task.validation) + self.task.headline
+        return self.result["scores"].get(name, -math.inf)
 
     def path(self, split: str) -> Path:
         """The file of its predictions."""
@@ -104,6 +94,6 @@ def find(folder: Path) -> Iterator[Run]:
 
 
 def best(runs: Iterable[Run]) -> Run | None:
-    """The one with the highest headline score, of several the lowest seed; None where all diverged."""
-    scored = (run for run in runs if run.is_scored)
+    """The one with the highest headline score, of several the lowest seed; None where none has scores."""
+    scored = (run for run in runs if run.result["scores"])
     return max(scored, key=lambda run: (run.headline(), -run.seed), default=None)

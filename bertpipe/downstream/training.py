@@ -118,24 +118,30 @@ def load_tokenizer_of(model: str, setting: str = "finetune.model") -> Any:
     return tokenizer
 
 
-def build(job: Job, settings: FinetuneConfig, init: str, seed: int) -> Any:
-    """The stock model of a run: the checkpoint's weights or random ones, a new head random; all from `seed`."""
+def build(job: Job, settings: FinetuneConfig, init: str, seed: int, say: bool = False) -> Any:
+    """The stock model of a run: the checkpoint's weights or random ones, a new head random; all from `seed`.
+
+    A pooler that the checkpoint hasn't got starts as `finetune.pooler` says; with `say` that is told.
+    """
     import transformers
 
     auto = getattr(transformers, job.head.auto_class)
     fields = job.kind.model_fields(job.splits["train"])
     torch.manual_seed(seed)
     warm = job.new_head and init != SCRATCH
-    body = encoders.load(transformers.AutoModel, job.model, "finetune.warm_start", settings.dropout) if warm else None
-    if init == SCRATCH or body is not None:
+    if init == SCRATCH or warm:
         stock = transformers.AutoConfig.from_pretrained(job.model, **fields)
         encoders.check_class(auto, stock, "finetune.model")
         encoders.set_dropout(stock, settings.dropout)
         model = auto.from_config(stock, attn_implementation="eager", dtype=torch.float32)
-        if body is not None:  # with the pooler, where the family has it there
+        if warm:  # with the pooler, where the family has it there
+            whole = transformers.AutoModel
+            body, missing = encoders.load_with_missing(whole, job.model, "finetune.warm_start", settings.dropout)
+            _start_pooler(body, missing, job, settings, say)
             model.base_model.load_state_dict(body.state_dict(), strict=False)
     else:
-        model = encoders.load(auto, job.model, "finetune.model", settings.dropout, **fields)
+        model, missing = encoders.load_with_missing(auto, job.model, "finetune.model", settings.dropout, **fields)
+        _start_pooler(model, missing, job, settings, say)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(job.tokenizer) > rows:
         raise ConfigError(
@@ -147,6 +153,17 @@ def build(job: Job, settings: FinetuneConfig, init: str, seed: int) -> Any:
     return model
 
 
+def _start_pooler(model: Any, missing: set[str], job: Job, settings: FinetuneConfig, say: bool) -> None:
+    poolers = encoders.missing_poolers(model, missing)
+    if poolers and settings.pooler == "identity":
+        encoders.make_identity(model, poolers)
+    if poolers and say:
+        kernels._say(f"note: {job.model} has no pooler; it starts {_STARTS[settings.pooler]} (finetune.pooler)")
+
+
+_STARTS = {"random": "random", "identity": "as the identity, so that the head sees tanh of [CLS] as pretrained"}
+
+
 def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Path | None) -> dict[str, Any]:
     """Fine-tune one model; the epoch with the best headline score on validation counts and is kept.
 
@@ -154,7 +171,7 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
     `scratch` where that is given. A run that diverges has no scores; `failed` says why a run counts for nothing.
     """
     settings = cfg.finetune
-    model = build(job, settings, init, seed)
+    model = build(job, settings, init, seed, say=place.is_main)
     kernel = kernels.choose(model.config, place.device, place.precision)
     kernels.settle(kernel, cfg.runtime.require_fast_attention, say=place.is_main)
     encoders.make_packed(model, cfg.runtime.gradient_checkpointing, kernel.name)

@@ -104,15 +104,16 @@ def confused(matrix: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
 
 def _classification(run: runs.Run, lines: list[dict[str, Any]]) -> dict[str, Any]:
     names = run.names or ()
-    split, predicted = run.parse(lines)
-    matrix = confusion(split.labels, predicted, len(names))
+    split, found = run.parse(lines)
+    labels, predicted = np.asarray(split.labels), np.asarray(found)
+    matrix = confusion(labels, predicted, len(names))
     shown, shown_names = gathered(matrix, names)
     logits = np.array([line["logits"] for line in lines], np.float64)
     shares = np.exp(logits - logits.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
     rows = np.arange(len(lines))
-    wrong = np.flatnonzero(predicted != split.labels)
-    sure, gold = shares[rows, predicted], shares[rows, split.labels]
+    wrong = np.flatnonzero(predicted != labels)
+    sure, gold = shares[rows, predicted], shares[rows, labels]
     surest = wrong[np.argsort(-sure[wrong], kind="stable")][:MAX_MISTAKES]
     return {
         "confusion": {"classes": shown_names, "counts": shown.tolist()},
@@ -246,5 +247,10 @@ def curves(found: Sequence[runs.Run], best: runs.Run) -> list[dict[str, Any]]:
     return out
 
 
-VIEWS = {"classification": _classification, "regression": _regression, "tokens": _tokens}
+VIEWS = {
+    "classification": _classification,
+    "choices": _classification,
+    "regression": _regression,
+    "tokens": _tokens,
+}
 """What is shown of a form of task beside what is shown of all."""

@@ -187,6 +187,20 @@ def load(auto_class: Any, name: str, setting: str, dropout: float | None = None,
     return load_with_missing(auto_class, name, setting, dropout, **changes)[0]
 
 
+def missing_poolers(model: Any, missing: set[str]) -> list[str]:
+    """Of the weights that a checkpoint hasn't got, those of a pooler that a head of `model` stands on."""
+    unused = family(model).unused
+    return sorted(name for name in missing if "pooler" in name.split(".") and "pooler" not in unused)
+
+
+def make_identity(model: nn.Module, names: Sequence[str]) -> None:
+    """Turn linear layers, given as the names of their weights (square) and biases, into the identity, in place."""
+    with torch.no_grad():
+        for name in names:
+            parameter = model.get_parameter(name)
+            nn.init.eye_(parameter) if parameter.dim() == 2 else nn.init.zeros_(parameter)
+
+
 def load_bare(name: str, setting: str) -> Any:
     """The encoder of a checkpoint alone; without a pooler, where the checkpoint has none."""
     import transformers

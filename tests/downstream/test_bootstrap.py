@@ -16,7 +16,13 @@ NUMBERS = st.one_of(st.floats(-5, 5, width=16), st.integers(0, 2).map(float))  #
 
 
 def columns(metric: str) -> st.SearchStrategy[list[tuple]]:
-    value = NUMBERS if metric == "pearson_and_spearman" else CODES if "macro" in metric else st.integers(0, 1)
+    value = (
+        NUMBERS
+        if metric == "pearson_and_spearman"
+        else CODES
+        if "f1" in metric and metric != "accuracy_and_f1"
+        else st.integers(0, 1)
+    )
     return st.lists(st.tuples(value, value, st.integers(0, 3)), min_size=2, max_size=12)
 
 

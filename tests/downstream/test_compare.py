@@ -110,17 +110,17 @@ def test_numbers_are_compared_by_correlation_alone(tmp_path):
 
 
 def test_runs_that_failed_are_counted(pair):
-    """One that diverged has no predictions and counts as the majority's answer; if all did there is nothing to pair."""
+    """One that diverged has no predictions and counts as the majority's answer."""
     lines, scores = classified(200)
-    write_run(pair[1], "mrpc", [], {}, seed=2, failed="diverged", floor=0.125)
+    write_run(pair[1], "mrpc", [], {}, seed=2, failed="diverged")
     write_run(pair[1], "mrpc", lines, scores | {"f1": 0.25}, seed=3, failed="predicts 'equivalent' for every example")
     before = compare.compare(pair[0], pair[1] / "mrpc/runs/model-seed-1")[0]
     row = compare.compare(*pair)[0]
     assert row.difference == before.difference and row.seeds is not None
     assert (row.seeds.b.num_runs, row.seeds.b.num_failed) == (3, 2)
-    assert row.seeds.b.mean == pytest.approx((row.score_b + 0.125 + 0.25) / 3)
+    assert row.seeds.b.mean == pytest.approx((row.score_b + 0.125 + 0.25) / 3), "0.125: the majority's"
     assert "(mean of 3, 2 failed)" in compare.seed_line(row)
-    with pytest.raises(ArtifactError, match="every run diverged"):
+    with pytest.raises(ArtifactError, match="no run has a score here"):
         compare.compare(pair[0], pair[1] / "mrpc/runs/model-seed-2")
 
 

@@ -29,7 +29,14 @@ def write_run(
     rows = json.loads(listed.read_text())["runs"] if listed.is_file() else []
     rows.append({"init": init, "seed": seed, "scores": scores, "folder": f"{name}/runs/{path.name}"})
     listed.write_text(json.dumps({"runs": rows}))
-    result = {"init": init, "seed": seed, "scores": scores, "task": asdict(task), "labels": labels or task.labels}
+    result = {
+        "init": init,
+        "seed": seed,
+        "scores": scores,
+        "task": asdict(task),
+        "floor": 0.125,
+        "labels": labels or task.labels,
+    }
     (path / "scores.json").write_text(json.dumps(result | {"by_epoch": [0.1, 0.2]} | more))
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (path / f"predictions-{task.validation}.jsonl").write_text(text)
@@ -157,6 +164,21 @@ def test_a_classification(tmp_path):
     curve = facts["curves"][0]
     assert curve["best"] and len(curve["loss"]) == understanding.MAX_POINTS and curve["scores"] == [0.1, 0.2]
     assert set(task_figures(facts)) == {"confusion", "length", "loss", "epochs"}
+
+
+def test_multiple_choice(tmp_path):
+    """Whose answers are numbers: which choice is preferred wrongly, and the choices as text."""
+    lines, scores = classified(200, classes=tuple("0123"))
+    for line in lines:
+        line |= {key: int(line[key]) for key in ("prediction", "label")}
+        line["text"] = ["first", *(f"choice {k}" for k in range(4))]
+    write_run(tmp_path, "swag", lines, scores)
+    (run,) = runs.find(tmp_path)
+    assert run.score(*run.parse(lines)) == run.headline()
+    facts = understanding.understand(tmp_path / "swag")
+    gold, predicted = ([line[key] for line in lines] for key in ("label", "prediction"))
+    assert facts["confusion"] == {"classes": list("0123"), "counts": sk.confusion_matrix(gold, predicted).tolist()}
+    assert facts["mistakes"][0]["text"] == ["first", "choice 0", "choice 1", "choice 2", "choice 3"]
 
 
 def test_a_regression(tmp_path):
