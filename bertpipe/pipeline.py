@@ -65,10 +65,10 @@ def _pretrain_raw(cfg: Config, cache: Path) -> dict[str, Any]:
 
 
 def _finetune_raw(cfg: Config, cache: Path) -> dict[str, Any]:
-    from bertpipe.downstream import tasks
+    from bertpipe.downstream import grid, tasks
 
     names = tasks.chosen(cfg.finetune.tasks, cfg.finetune.data)
-    data = tasks.identify(names, cfg.finetune.data, cache)
+    data = tasks.identify(names, cfg.finetune.data, cache, grid.is_trained(cfg.finetune))
     model = cfg.finetune.model
     return {"data": data} | ({"model": artifact.identify_model(model, cache)} if model else {})
 
