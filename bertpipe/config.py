@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Epochs = Annotated[int, Field(ge=0)]
 
 
 def listed(value: str | list[str]) -> list[str]:
@@ -231,9 +232,10 @@ class FinetuneConfig(Section):
 
     tasks: str | list[str] = "docs"
     """Rows of the task table: GLUE's cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, SuperGLUE's boolq, cb, wic,
-    copa; swag; conll2003, wnut17; docs; or all: whatever of these `data` holds, or without it GLUE."""
+    copa; swag; conll2003, wnut17; squad, squad_v2; docs; or all: whatever of these `data` holds, or without it GLUE."""
     data: str | None = None
-    """Folder laid out <task>/{train,validation,test}.parquet; unset loads the tasks' data sets from the Hub."""
+    """Folder laid out <task>/{train,validation,test}.parquet; for squad and squad_v2 also the official JSON, a folder
+    or as one file; unset loads the tasks' data sets from the Hub."""
     model: str | None = None
     """Checkpoint to fine-tune (folder or Hub id); unset takes this run's pretrained model."""
     seeds: int | list[int] = 3
@@ -241,9 +243,10 @@ class FinetuneConfig(Section):
     baselines: str | list[str] = Field(default_factory=list)
     """Compared with the model on the same data: majority, tfidf (classification), scratch (same architecture, random
     weights, same recipe)."""
-    epochs: Count | list[Count] = 3
-    """Passes over the training set. Several values of epochs, batch_size and lr, e.g. lr: [2e-5, 3e-5, 5e-5], make a
-    grid; for each task the point with the best median over the seeds on validation is chosen."""
+    epochs: Epochs | list[Epochs] = 3
+    """Passes over the training set; 0 scores a model that has its head already as it is. Several values of epochs,
+    batch_size and lr, e.g. lr: [2e-5, 3e-5, 5e-5], make a grid; for each task the point with the best median over the
+    seeds on validation is chosen."""
     batch_size: Count | list[Count] = 32
     """Examples of one optimizer step over all processes; one or several."""
     slots_per_step: int = Field(default=1, ge=1)
@@ -268,6 +271,10 @@ class FinetuneConfig(Section):
     stride: int | None = Field(default=None, ge=0)
     """Tokens that neighbouring windows of a long text share (token classification, question answering); unset: a third
     of max_length."""
+    max_query_length: int = Field(default=64, ge=1)
+    """Longest question in tokens, at most half the input; longer ones are cut (question answering)."""
+    max_answer_length: int = Field(default=30, ge=1)
+    """Longest answer in tokens (question answering)."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout while fine-tuning; unset keeps the checkpoint's."""
     pooler: Literal["random", "identity"] = "random"

@@ -65,10 +65,11 @@ def _pretrain_raw(cfg: Config, cache: Path) -> dict[str, Any]:
 
 
 def _finetune_raw(cfg: Config, cache: Path) -> dict[str, Any]:
-    from bertpipe.downstream import tasks
+    from bertpipe.downstream import grid, tasks
 
     names = tasks.chosen(cfg.finetune.tasks, cfg.finetune.data)
-    raw: dict[str, Any] = {"data": tasks.identify(names, cfg.finetune.data, cache)}
+    trained = grid.is_trained(cfg.finetune)
+    raw: dict[str, Any] = {"data": tasks.identify(names, cfg.finetune.data, cache, trained)}
     model, start = cfg.finetune.model, cfg.finetune.warm_start
     if model:
         raw["model"] = artifact.identify_model(model, cache)

@@ -1,5 +1,6 @@
 """The README's commands do what it says: run as they stand there, on a little text and for a few steps."""
 
+import json
 import os
 import random
 import shlex
@@ -96,10 +97,21 @@ def test_go_on_in_another_domain(place, own_text):
 
 
 def test_fine_tune_on_a_glue_task(place, own_text):
-    (line,) = [c for c in commands() if "bertpipe finetune" in c]
+    (line,) = [c for c in commands() if "--finetune.tasks mrpc" in c]
     line = line.replace("google-bert/bert-base-uncased", str(own_text))
     assert "mrpc  f1 " in run(line, place, "tuned", "--finetune.data", str(place / "glue"))
     assert (only(place / "tuned", "finetune") / "mrpc" / "model" / "config.json").is_file()
+
+
+def test_answer_questions(place, own_text):
+    qas = [{"id": str(n), "question": "who sees ?", "answers": [{"text": "king", "answer_start": 4}]} for n in range(9)]
+    paragraphs = [{"context": f"the king sees {n} trees .", "qas": [qas[n]]} for n in range(9)]
+    (place / "qa.json").write_text(json.dumps({"data": [{"title": "kings", "paragraphs": paragraphs}]}))
+    (line,) = [c for c in commands() if "configs/squad.yaml" in c]
+    line = line.replace("google-bert/bert-base-uncased", str(own_text)).replace("FOLDER", str(place / "qa.json"))
+    assert "squad" in run(line, place, "asked")
+    folder = only(place / "asked", "finetune") / "squad"
+    assert len(json.loads((folder / "runs/model-seed-1/predictions-validation.json").read_text())) == 2
 
 
 def test_run_on_several_devices(place):

@@ -183,7 +183,8 @@ class _Scoring:
         root = Path(self.cfg.runtime.root)
         data = None
         if self.place.is_main:
-            data = tasks.identify([self.name], settings.data, root / ".hashes.json")[self.name]
+            cache, train = root / ".hashes.json", grid.is_trained(settings)
+            data = tasks.identify([self.name], settings.data, cache, train)[self.name]
         return [cell(root, task, data, self.start.identity, one, settings) for one in grid.runs(settings, task)]
 
     def _agreed(self, fact: bool) -> bool:
@@ -226,7 +227,7 @@ class _Scoring:
                     "wall_seconds": round(time.monotonic() - started, 1),
                     "task": asdict(job.task),
                     "floor": job.floor,
-                    "labels": job.splits["train"].label_names,
+                    "labels": job.labels.label_names,
                     "sizes": {split: len(data) for split, data in job.splits.items()},
                     "truncated": sum(encoded.num_truncated for encoded in job.encoded.values()),
                     "counts": job.counts(),
@@ -275,7 +276,7 @@ class _Scoring:
             "kind": task.kind,
             "metric": task.headline,
             "labels": first["labels"],
-            "num_train": first["sizes"]["train"],
+            "num_train": first["sizes"].get("train", 0),
             "num_validation": first["sizes"][task.validation],
             "truncated": first["truncated"],
             "counts": first["counts"],

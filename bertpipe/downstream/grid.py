@@ -72,8 +72,15 @@ def seeds(settings: FinetuneConfig) -> list[int]:
     return list(range(1, settings.seeds + 1)) if isinstance(settings.seeds, int) else settings.seeds
 
 
+def is_trained(settings: FinetuneConfig) -> bool:
+    """Whether there is anything to train; else models are scored as they are."""
+    return settings.epochs not in (0, [0])
+
+
 def runs(settings: FinetuneConfig, task: Task) -> list[Run]:
-    """Every run of a task: init by init, point by point, seed by seed."""
+    """Every run of a task: init by init, point by point, seed by seed; the one there is where nothing is drawn."""
+    if not is_trained(settings):
+        return [Run(MODEL, seeds(settings)[0], points(settings)[0])]
     baselines = listed(settings.baselines)
     trained = [MODEL, *(name for name in baselines if name == SCRATCH)]
     plain = [name for name in baselines if name in BASELINES and task.kind in BASELINES[name].kinds]
@@ -96,6 +103,11 @@ def check(settings: FinetuneConfig) -> None:
     for key, values in _axes(settings).items():
         if not values or len(set(values)) < len(values):
             raise ConfigError(f"finetune.{key}: {values} must be at least one value, each once")
+    if isinstance(settings.epochs, list) and 0 in settings.epochs and is_trained(settings):
+        raise ConfigError(f"finetune.epochs: {settings.epochs}: 0, which trains nothing, stands alone")
+    for key in () if is_trained(settings) else ("baselines", "warm_start"):
+        if getattr(settings, key):
+            raise ConfigError(f"finetune.{key}: with finetune.epochs: 0 nothing is trained; leave it out")
     choices = (*BASELINES, SCRATCH)
     for name in listed(settings.baselines):
         if name not in choices:

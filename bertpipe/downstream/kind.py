@@ -36,7 +36,7 @@ class Task:
     labels: tuple[str, ...] | None
     """The name of each code, in order. Empty: the data decides (`Split.label_names`). None: there are no codes."""
     metric: str
-    """Key into metrics.METRICS."""
+    """Key into metrics.METRICS; `squad` and `squad_v2` are in squad_metric.py."""
     headline: str
     """The one number of that metric to show first, and to choose by."""
     source: str
@@ -54,6 +54,8 @@ class Task:
     """Format strings that make the texts of an example out of the columns; empty: the columns are the texts."""
     phrases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Of columns that hold a keyword: what to read in its place, by keyword."""
+    trained: bool = True
+    """Whether the training split is wanted; with `finetune.epochs: 0` it isn't."""
 
     @property
     def validation(self) -> str:
@@ -63,7 +65,7 @@ class Task:
     @property
     def required(self) -> tuple[str, ...]:
         """The splits that must be there."""
-        return ("train", *self.evaluated)
+        return ("train", *self.evaluated) if self.trained else self.evaluated
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -155,7 +157,12 @@ class Kind(abc.ABC):
 
     @abc.abstractmethod
     def score(self, task: Task, split: Split, predicted: Any) -> Mapping[str, float]:
-        """The task's official metrics of a labelled split, `task.headline` among them; each from 0 or -1 to 1."""
+        """The task's official metrics of a labelled split, `task.headline` among them; each from 0 or -1 to 1, save for
+        thresholds (`_thresh`)."""
+
+    def final(self, task: Task, predicted: Any, scores: Mapping[str, float]) -> Any:
+        """The predictions, once the scores of the split that chooses are known: a threshold chosen there is applied."""
+        return predicted
 
     @abc.abstractmethod
     def line(self, split: Split, encoded: Encoded, outputs: Outputs, predicted: Any, row: int) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Where the data of tasks comes from: how to load it, and how to tell whether it changed. SOURCES is the table.
 
 `glue`: a folder laid out as the Hub's nyu-mll/glue, `<data>/<task>/<split>.parquet`, or the Hub itself; so too other
-data sets, which must be parquet files on the Hub, because `datasets` runs no scripts any more. `docs` is made from the
-installed packages' documentation (docs_task.py) and needs no data at all.
+data sets, which must be parquet files on the Hub, because `datasets` runs no scripts any more. `squad` and `squad_v2`:
+also the official JSON, in such a folder, in `<data>`, or as the one file `<data>` (squad_files.py). `docs` is made from
+the installed packages' documentation (docs_task.py) and needs no data at all.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bertpipe.artifact import identify_files
+from bertpipe.downstream import squad_files
 from bertpipe.downstream.kind import Split, Task
 from bertpipe.errors import DataError
 
@@ -58,19 +60,23 @@ class FolderOrHub(Source):
         if data is None:
             return self._load_hub(task)
         splits: dict[str, Split] = {}
-        for split, path in _paths(task, data).items():
+        for split, path in self.paths(task, data).items():
             splits[split] = read(read_table(path), task, split, str(path), known=_known(splits))
         return splits
 
     def identify(self, task: Task, data: str | None, cache: Path | None) -> Any:
         """See Source; of the Hub the commit that it (or, offline, its cache) serves, and nothing is downloaded."""
         if data is not None:
-            return identify_files(_paths(task, data).values(), cache)
+            return identify_files(self.paths(task, data).values(), cache)
         import datasets
 
         with self._hub_errors(task):
             builder = datasets.load_dataset_builder(self.repo, self._configuration(task))
         return {"hub": self.repo, "revision": str(builder.hash)}
+
+    def paths(self, task: Task, data: str) -> dict[str, Path]:
+        """The file of each split that is there; DataError if one that must be is not."""
+        return _paths(task, data)
 
     def _load_hub(self, task: Task) -> dict[str, Split]:
         import datasets
@@ -108,6 +114,28 @@ class FolderOrHub(Source):
             ) from None
 
 
+class Questions(FolderOrHub):
+    """SQuAD and what is laid out like it: parquet as the Hub's, or the official JSON; see squad_files.py."""
+
+    def load(self, task: Task, data: str | None) -> dict[str, Split]:
+        """See Source."""
+        if data is None:
+            return self._load_hub(task)
+        paths = self.paths(task, data)
+        tables = {path: self._table(path) for path in paths.values()}
+        if task.trained and paths["train"] == paths[task.validation]:
+            path, table = next(iter(tables.items()))
+            return squad_files.divide(read(table, task, "train", str(path)), table, task, path)
+        return {split: read(tables[path], task, split, str(path)) for split, path in paths.items()}
+
+    def paths(self, task: Task, data: str) -> dict[str, Path]:
+        """As FolderOrHub; of one file alone, that file for each of the splits that must be there."""
+        return squad_files.paths(task, data)
+
+    def _table(self, path: Path) -> pa.Table:
+        return squad_files.read_json(path) if path.suffix == ".json" else read_table(path)
+
+
 class Docs(Source):
     """The documentation of the installed packages."""
 
@@ -131,7 +159,8 @@ class Docs(Source):
 
 def is_there(task: Task, data: str) -> bool:
     """Whether the folder `data` holds the task."""
-    return (Path(data) / task.name / "train.parquet").is_file()
+    folder = Path(data) / task.name
+    return (folder / "train.parquet").is_file() or (task.kind == "answers" and any(folder.glob("train*.json")))
 
 
 def _paths(task: Task, data: str) -> dict[str, Path]:
@@ -230,5 +259,7 @@ SOURCES: dict[str, Source] = {
     "swag": FolderOrHub("SWAG", "allenai/swag", "regular"),
     "conll2003": FolderOrHub("CoNLL-2003", "lhoestq/conll2003", WHOLE),
     "wnut17": FolderOrHub("WNUT-17", "flaitenberger/wnut_17", WHOLE),
+    "squad": Questions("SQuAD", "rajpurkar/squad", WHOLE),
+    "squad_v2": Questions("SQuAD 2.0", "rajpurkar/squad_v2", WHOLE),
     "docs": Docs(),
 }

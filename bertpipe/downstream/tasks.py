@@ -1,7 +1,7 @@
 """Which tasks there are: a task is one row of `TASKS`. Its data comes from a row of SOURCES (task_sources.py), its form
 is a row of KINDS (kinds/). GLUE: Wang et al. 2019, https://gluebenchmark.com. SuperGLUE: Wang et al. 2019,
-https://super.gluebenchmark.com; its RTE is GLUE's under other column names. SWAG: Zellers et al. 2018.
-CoNLL-2003: Tjong Kim Sang and De Meulder 2003. WNUT-17: Derczynski et al. 2017.
+https://super.gluebenchmark.com; its RTE is GLUE's under other column names. SWAG: Zellers et al. 2018. CoNLL-2003:
+Tjong Kim Sang and De Meulder 2003. WNUT-17: Derczynski et al. 2017. SQuAD: Rajpurkar et al. 2016 and 2018.
 
     splits = load("mrpc", data="glue")
     splits["train"].texts[0], splits["train"].labels[0]
@@ -10,6 +10,7 @@ CoNLL-2003: Tjong Kim Sang and De Meulder 2003. WNUT-17: Derczynski et al. 2017.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,22 @@ def available(data: str) -> list[str]:
     return [name for name, task in TASKS.items() if SOURCES[task.source].gathered and is_there(task, data)]
 
 
-def load(name: str, data: str | None = None) -> dict[str, Split]:
-    """Read and check the splits of a task: train, validation and, where there is one, test.
+def load(name: str, data: str | None = None, train: bool = True) -> dict[str, Split]:
+    """Read and check the splits of a task: train (if wanted), validation and, where there is one, test.
 
     `data` is a folder of `<task>/<split>.parquet`; None loads the task's data set from the Hub (or from its cache).
     Raises ConfigError for an unknown task, and DataError, naming file, column and row, for data that can't be used.
     """
-    task = get(name)
+    task = replace(get(name), trained=train)
     return SOURCES[task.source].load(task, data)
 
 
-def identify(names: Iterable[str], data: str | None = None, cache: Path | None = None) -> dict[str, Any]:
+def identify(
+    names: Iterable[str], data: str | None = None, cache: Path | None = None, train: bool = True
+) -> dict[str, Any]:
     """Content identity of the raw inputs of these tasks, for the fingerprint of what is made from them."""
-    return {task.name: SOURCES[task.source].identify(task, data, cache) for task in map(get, names)}
+    wanted = [replace(get(name), trained=train) for name in names]
+    return {task.name: SOURCES[task.source].identify(task, data, cache) for task in wanted}
 
 
 _ONE, _PAIR, _NLI = ("sentence",), ("sentence1", "sentence2"), ("premise", "hypothesis")
@@ -104,6 +108,8 @@ TASKS: dict[str, Task] = {
              "accuracy", "accuracy", "swag", templates=("{sent1}", *(f"{{sent2}} {{{e}}}" for e in _ENDINGS))),
         Task("conll2003", "tokens", ("tokens",), "ner_tags", (), "entities", "f1", "conll2003"),
         Task("wnut17", "tokens", ("tokens",), "ner_tags", (), "entities", "f1", "wnut17"),
+        Task("squad", "answers", ("question", "context"), "answers", None, "squad", "f1", "squad"),
+        Task("squad_v2", "answers", ("question", "context"), "answers", None, "squad_v2", "f1", "squad_v2"),
         Task("docs", "classification", ("text",), "label", (), "accuracy_and_macro_f1", "accuracy", "docs"),
     )
 }  # fmt: skip

@@ -17,7 +17,7 @@ import torch
 from bertpipe import outside
 from bertpipe.config import Config, FinetuneConfig
 from bertpipe.data.batches import Examples, ExampleSlots, pack_examples
-from bertpipe.downstream import baselines, tasks
+from bertpipe.downstream import baselines, grid, tasks
 from bertpipe.downstream.baselines import BASELINES
 from bertpipe.downstream.grid import MODEL, SCRATCH, point_of
 from bertpipe.downstream.kind import Encoded, Kind, Outputs, Split, Task
@@ -59,15 +59,21 @@ class Job:
         return HEADS_OF[self.kind.head]
 
     @property
+    def labels(self) -> Split:
+        """The split that says which labels there are."""
+        return self.splits["train" if "train" in self.splits else self.task.validation]
+
+    @property
     def pad_id(self) -> int:
         """What rows are filled with."""
         return self.tokenizer.pad_token_id or 0
 
     @cached_property
     def floor(self) -> float:
-        """The headline score of the most frequent training label; 0 for a form of task that has none."""
-        majority = BASELINES["majority"]
-        if self.task.kind not in majority.kinds or self.task.kind in majority.others:
+        """The headline score of the most frequent training label; 0 for a form of task that has none, and without
+        training data."""
+        majority, kind = BASELINES["majority"], self.task.kind
+        if "train" not in self.splits or kind not in majority.kinds or kind in majority.others:
             return 0.0
         predicted = baselines.predict("majority", self, self.task.validation)
         return self.score(self.task.validation, predicted)[self.task.headline]
@@ -100,7 +106,8 @@ class Job:
 def prepare(name: str, settings: FinetuneConfig, model: str, new_head: bool = False) -> Job:
     """Load and tokenize a task's data."""
     setting = "finetune.warm_start" if new_head else "finetune.model"
-    task, splits, tokenizer = tasks.get(name), tasks.load(name, settings.data), load_tokenizer_of(model, setting)
+    task, tokenizer = tasks.get(name), load_tokenizer_of(model, setting)
+    splits = tasks.load(name, settings.data, train=grid.is_trained(settings))
     encoded = {s: KINDS[task.kind].encode(split, tokenizer, settings) for s, split in splits.items()}
     return Job(task, splits, encoded, model, tokenizer, new_head)
 
@@ -121,12 +128,13 @@ def load_tokenizer_of(model: str, setting: str = "finetune.model") -> Any:
 def build(job: Job, settings: FinetuneConfig, init: str, seed: int, say: bool = False) -> Any:
     """The stock model of a run: the checkpoint's weights or random ones, a new head random; all from `seed`.
 
-    A pooler that the checkpoint hasn't got starts as `finetune.pooler` says; with `say` that is told.
+    A pooler that the checkpoint hasn't got starts as `finetune.pooler` says; with `say` that is told. With
+    `finetune.epochs: 0` the head is the checkpoint's too; ConfigError if it has none, or one of other labels.
     """
     import transformers
 
     auto = getattr(transformers, job.head.auto_class)
-    fields = job.kind.model_fields(job.splits["train"])
+    fields = job.kind.model_fields(job.labels)
     torch.manual_seed(seed)
     warm = job.new_head and init != SCRATCH
     if init == SCRATCH or warm:
@@ -141,7 +149,10 @@ def build(job: Job, settings: FinetuneConfig, init: str, seed: int, say: bool = 
             model.base_model.load_state_dict(body.state_dict(), strict=False)
     else:
         model, missing = encoders.load_with_missing(auto, job.model, "finetune.model", settings.dropout, **fields)
-        _start_pooler(model, missing, job, settings, say)
+        if grid.is_trained(settings):
+            _start_pooler(model, missing, job, settings, say)
+        else:
+            _check_whole(job.model, missing, fields)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(job.tokenizer) > rows:
         raise ConfigError(
@@ -164,11 +175,31 @@ def _start_pooler(model: Any, missing: set[str], job: Job, settings: FinetuneCon
 _STARTS = {"random": "random", "identity": "as the identity, so that the head sees tanh of [CLS] as pretrained"}
 
 
+def _check_whole(model: str, missing: set[str], fields: dict[str, Any]) -> None:
+    """ConfigError unless a checkpoint can be scored as it is: a head, and the task's labels in their order.
+
+    Where it has no names for its labels (LABEL_0, ...), they are taken to be in this order.
+    """
+    import transformers
+
+    why = "finetune.epochs: 0 scores a model as it is, but"
+    if missing:
+        raise ConfigError(f"{why} {model!r} has no {', '.join(sorted(missing))[:200]}; train with finetune.epochs")
+    names = [str(name) for _, name in sorted(transformers.AutoConfig.from_pretrained(model).id2label.items())]
+    wanted = list(fields.get("id2label", {}).values())
+    nameless = all(name.startswith("LABEL_") for name in names)
+    if wanted and not nameless and list(map(str.lower, names)) != list(map(str.lower, wanted)):
+        raise ConfigError(
+            f"{why} the labels of {model!r} are {', '.join(names)}, those of the task {', '.join(wanted)}"
+        )
+
+
 def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Path | None) -> dict[str, Any]:
     """Fine-tune one model; the epoch with the best headline score on validation counts and is kept.
 
-    The settings are those of one point (grid.at). Writes records, predictions and (for init `model`) the model into
-    `scratch` where that is given. A run that diverges has no scores; `failed` says why a run counts for nothing.
+    The settings are those of one point (grid.at); without epochs the model is scored as it is. Writes records,
+    predictions and (for init `model`) the model into `scratch` where that is given. A run that diverges has no scores;
+    `failed` says why a run counts for nothing.
     """
     settings = cfg.finetune
     model = build(job, settings, init, seed, say=place.is_main)
@@ -178,7 +209,10 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
     objective = job.head.module(model, place.precision).to(place.device)
     best = _Best(job, objective, place, settings.patience)
     try:
-        _fit(cfg, place, job, best, init, seed, scratch)
+        if grid.is_trained(settings):
+            _fit(cfg, place, job, best, init, seed, scratch)
+        else:
+            best()
     except DivergedError as error:
         reason = str(error).partition(";")[0]
         return {"scores": {}, "best_epoch": None, "by_epoch": best.history, "failed": f"diverged: {reason}"}
@@ -191,7 +225,7 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
         if split == "train":
             continue
         outputs = best.outputs if split == job.task.validation else predict(objective, job, split, place)
-        predicted = job.decide(split, outputs)
+        predicted = job.kind.final(job.task, job.decide(split, outputs), best.scores)
         if job.is_scored(split):
             details |= job.details(split, predicted)
             scores |= job.score(split, predicted) if split != job.task.validation else {}
@@ -199,7 +233,9 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
             _write_predictions(job, split, outputs, predicted, scratch / f"predictions-{split}.jsonl")
     if scratch is not None and init == MODEL:
         save_model(objective.model, job.tokenizer, scratch / "model")
-    return {"scores": scores, "best_epoch": best.epoch, "by_epoch": best.history, "failed": failed} | details
+    found = {"scores": scores, "best_epoch": best.epoch, "by_epoch": best.history, "failed": failed}
+    found |= {} if grid.is_trained(settings) else {"best_epoch": 0}
+    return found | details
 
 
 def _fit(cfg: Config, place: Place, job: Job, best: _Best, init: str, seed: int, scratch: Path | None) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bertpipe.model import token_heads
+from bertpipe.model import span_heads, token_heads
 from bertpipe.model.encoders import encode
 from bertpipe.model.objectives import Objective
 from bertpipe.model.pooling import check_head, classify
@@ -129,6 +129,52 @@ class TokenLabel(Labelled):
         return int(batch.predict_weight.sum())
 
 
+class AnswerSpan(Labelled):
+    """Where an answer starts and where it ends: for both a softmax over the tokens of the sequence, and the mean of
+    their cross-entropies (Devlin et al. 2019, 4.2). [CLS] stands for no answer (4.3).
+
+    A stock model gives a sequence alone the same loss. In a padded batch it gives another one: its softmax runs over
+    the padding too.
+    """
+
+    @classmethod
+    def check(cls, model: Any) -> None:
+        """See Labelled."""
+        span_heads.check_head(model)
+
+    @staticmethod
+    def num_rows(examples: Any) -> np.ndarray:
+        """A row a token."""
+        return examples.lengths
+
+    def losses(self, batch: Any, factors: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """`loss`, `correct` (sequences of which both are likeliest), `count` (sequences), and `logits`, fp32 [tokens,
+        2].
+        """
+        num, spans = batch.num_sequences, batch.sequence_labels
+        hidden = encode(self.model, batch)
+        with torch.autocast(hidden.device.type, enabled=False):  # in bf16 the best spans would often tie
+            logits = span_heads.span_logits(self.model, hidden.float(), batch)
+        correct, count = logits.new_zeros(()), logits.new_tensor(float(num))
+        if spans is None or num == 0:
+            loss = logits.sum() * 0
+        else:
+            first = batch.cu_seqlens[:-1].long()
+            lengths = batch.cu_seqlens.diff().long()
+            # lengths sum up to T, so nothing has to be checked (that would wait for the GPU)
+            top = torch.segment_reduce(logits.detach(), "max", lengths=lengths, axis=0, unsafe=True)  # [S, 2]
+            shifted = logits - top.repeat_interleave(lengths, 0, output_size=len(logits))
+            total = torch.segment_reduce(shifted.exp(), "sum", lengths=lengths, axis=0, unsafe=True)
+            gold = shifted.gather(0, first[:num, None] + spans)
+            loss = (total[:num].log() - gold).sum() / 2
+            correct = (gold.detach() == 0).all(-1).sum().float()
+        return {"loss": loss, "correct": correct, "count": count, "logits": logits[: batch.num_tokens]}
+
+    def count(self, batch: Any) -> int:
+        """Sequences."""
+        return batch.num_sequences
+
+
 @dataclass(frozen=True)
 class Head:
     """A form of fine-tuning: the stock auto class, and its loss."""
@@ -141,4 +187,5 @@ HEADS_OF: dict[str, Head] = {
     "sequence": Head("AutoModelForSequenceClassification", SequenceLabel),
     "choice": Head("AutoModelForMultipleChoice", Choice),
     "token": Head("AutoModelForTokenClassification", TokenLabel),
+    "span": Head("AutoModelForQuestionAnswering", AnswerSpan),
 }

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from bertpipe.config import Config, RuntimeConfig
 from bertpipe.downstream import training
+from bertpipe.errors import ConfigError
 from bertpipe.model import encoders, kernels
 from bertpipe.model.labelled import SequenceLabel
 from bertpipe.train.place import Place
@@ -99,6 +100,22 @@ def test_two_processes_share_the_scoring_and_predict_as_one(start, tmp_path, mon
         assert [line["id"] for line in lines] == list(ids)
         assert [line["logits"] for line in lines] == [[round(float(x), 5) for x in row] for row in logits]
         assert len({tuple(line["logits"]) for line in lines}) > SIZES[split] // 2, "examples differ"
+
+
+def test_without_epochs_a_classifier_must_know_the_labels_in_this_order(start, tmp_path):
+    """Otherwise its codes would be scored as other classes; names that say nothing are taken as they come."""
+    settings = Config(finetune={"data": str(start / "glue"), "max_length": 32, "epochs": 0}).finetune
+    write_tokenizer(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    for names in (["LABEL_0", "LABEL_1"], ["NEGATIVE", "Positive"], ["positive", "negative"]):
+        config = BertConfig(vocab_size=200, id2label=dict(enumerate(names)), **sizes)
+        BertForSequenceClassification(config).save_pretrained(tmp_path)
+        job = training.prepare("sst2", settings, str(tmp_path))
+        assert "train" not in job.splits
+        if names[0] != "positive":
+            assert training.build(job, settings, "model", 0).config.id2label == {0: "negative", 1: "positive"}
+    with pytest.raises(ConfigError, match="are positive, negative, and those of the task negative, positive"):
+        training.build(job, settings, "model", 0)
 
 
 def test_a_signal_to_one_process_before_the_first_step_stops_both_and_a_rerun_finishes(start, tmp_path):
