@@ -81,9 +81,11 @@ def test_a_window_by_hand():
     assert make_windows(pair, tokenizer("bert"), settings(max_query_length=5)).num_cut == 0
 
 
-@pytest.mark.parametrize("stride", [-1, 4, 24])
+@pytest.mark.parametrize("stride", [4, 24])
 def test_a_stride_that_leaves_nothing_new_is_refused(stride):
-    with pytest.raises(ConfigError, match=rf"finetune.stride: {stride} is not from 0 to 3; beside a question of 3 tok"):
+    with pytest.raises(
+        ConfigError, match=rf"windows of 4 tokens of text that share {stride} never advance; use at most"
+    ):
         make_windows([("a", "b")], tokenizer("bert"), settings(max_length=10, stride=stride))
 
 
@@ -149,7 +151,7 @@ def test_the_best_span_of_all_windows_is_found(words, longest, data):
                 found.append((-float(starts[i] + ends[j]), int(windows.first[w]) + i, int(windows.first[w]) + j))
     null = min(float(outputs.of(w)[0].sum()) for w in range(len(windows.example)))
     if not found:
-        assert answer == spans.Answer("", null - spans.NOTHING, spans.NOTHING, ())
+        assert (answer.text, answer.score, answer.odds) == ("", null - spans.NOTHING, spans.NOTHING)
         return
     score, first, last = min(found)
     places = windows.offsets[0]

@@ -71,6 +71,12 @@ def test_thresholds_by_hand():
     }
 
 
+def test_answers_that_were_withheld_elsewhere_are_scored_as_they_are():
+    scores = squad_v2(PREDICTIONS, ODDS, GOLDS, withheld=[False, True, False, False, True])
+    assert scores["exact"] == 2 / 5 and scores["f1"] == pytest.approx((1 + 0 + 0 + 1 / 2 + 1) / 5)
+    assert scores["best_f1"] == pytest.approx(11 / 15) and scores["best_f1_thresh"] == -1.0
+
+
 def test_equal_odds_are_answered_together_or_not_at_all():
     scores = squad_v2(["right", "wrong"], [1.0, 1.0], [["right"], []])
     assert scores["best_f1"] == 0.5 and scores["f1"] == 0.5
