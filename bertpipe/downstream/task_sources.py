@@ -43,6 +43,10 @@ class Source:
         """Content identity of the same, for fingerprints; `cache` remembers hashes."""
         raise NotImplementedError
 
+    def configuration(self, task: Task) -> str | None:
+        """What of `repo` the task is; None for all of it."""
+        return None
+
 
 class FolderOrHub(Source):
     """`<data>/<task>/<split>.parquet`, or without `finetune.data` a data set of the Hub: its configuration `config`, of
@@ -69,14 +73,14 @@ class FolderOrHub(Source):
         import datasets
 
         with self._hub_errors(task):
-            builder = datasets.load_dataset_builder(self.repo, self._configuration(task))
+            builder = datasets.load_dataset_builder(self.repo, self.configuration(task))
         return {"hub": self.repo, "revision": str(builder.hash)}
 
     def _load_hub(self, task: Task) -> dict[str, Split]:
         import datasets
 
         with self._hub_errors(task):
-            loaded = datasets.load_dataset(self.repo, self._configuration(task))
+            loaded = datasets.load_dataset(self.repo, self.configuration(task))
             for split in task.diagnostic:
                 loaded[split] = datasets.load_dataset(self.repo, split, split="test")
         for split in task.required:
@@ -90,7 +94,8 @@ class FolderOrHub(Source):
                 splits[split] = read(table, task, split, where, names, _known(splits))
         return splits
 
-    def _configuration(self, task: Task) -> str | None:
+    def configuration(self, task: Task) -> str | None:
+        """See Source."""
         return None if self.config == WHOLE else self.config or task.name
 
     @contextlib.contextmanager
