@@ -112,8 +112,10 @@ def card_data(cfg: Config, facts: dict[str, Any]) -> Any:
 
 
 def usage(cfg: Config, facts: dict[str, Any]) -> str:
-    """Three lines of Python that use the model."""
+    """A few lines of Python that use the model."""
     task = main_pipeline(cfg, facts)
+    if task == "multiple-choice":
+        return CHOOSE.format(repo=cfg.publish.repo)
     mask = facts.get("model", {}).get("mask_token") or "[MASK]"
     argument: str | dict[str, str] = next(iter(listed(cfg.report.fill_mask)), "A [MASK].").replace("[MASK]", mask)
     if cfg.publish.task:
@@ -182,15 +184,27 @@ def _task_results(name: str, task: dict[str, Any]) -> list[EvalResult]:
             task_name=f"{name}, {task.get('kind', 'classification')} after fine-tuning",
             dataset_type=hub_repo(name) or f"bertpipe-{name}",
             dataset_name=dataset_name(name),
-            dataset_config=name,
-            dataset_split="test" if metric.startswith("test_") else "validation",
-            metric_type=METRIC_TYPES.get(metric, metric.removeprefix("test_")),
+            dataset_config=config,
+            dataset_split=split,
+            metric_type=METRIC_TYPES.get(bare, bare),
             metric_name=f"{metric.replace('_', ' ')}, median of {spread['num_runs']} seeds",
             metric_value=spread["median"],
             metric_args={key: spread[key] for key in ("lowest", "highest", "seeds")},
         )
         for metric, spread in metric_spreads(task).items()
+        for config, split, bare in [measured_on(name, metric)]
     ]
+
+
+def measured_on(name: str, metric: str) -> tuple[str, str, str]:
+    """Configuration and split of the data that a score of a task is of, and the metric's own name."""
+    if name not in TASKS:
+        return name, "validation", metric
+    task = TASKS[name]
+    config = SOURCES[task.source].configuration(task) or name
+    split = next((one for one in task.splits[2:] if metric.startswith(task.prefix(one))), task.validation)
+    bare = metric.removeprefix(task.prefix(split))
+    return (split, "test", bare) if split in task.diagnostic else (config, split, bare)
 
 
 def metric_spreads(task: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -360,6 +374,12 @@ def escape(value: Any) -> Any:
     return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
 
 
+CHOOSE = """\
+from transformers import AutoModelForMultipleChoice, AutoTokenizer
+model, tokenizer = (stock.from_pretrained("{repo}") for stock in (AutoModelForMultipleChoice, AutoTokenizer))
+choices = tokenizer(["It rains."] * 2, ["She opens an umbrella.", "She is two."], padding=True, return_tensors="pt")
+print(model(**{{name: rows[None] for name, rows in choices.items()}}).logits.argmax().item())"""
+"""`transformers` has no pipeline for multiple choice."""
 HOLDOUT_METRICS = (
     ("eval_loss", "loss", "Loss (nats per predicted token)"),
     ("eval_perplexity", "perplexity", "Perplexity"),

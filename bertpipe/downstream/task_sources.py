@@ -45,6 +45,10 @@ class Source:
         """Content identity of the same, for fingerprints; `cache` remembers hashes."""
         raise NotImplementedError
 
+    def configuration(self, task: Task) -> str | None:
+        """What of `repo` the task is; None for all of it."""
+        return None
+
 
 class FolderOrHub(Source):
     """`<data>/<task>/<split>.parquet`, or without `finetune.data` a data set of the Hub: its configuration `config`, of
@@ -71,7 +75,7 @@ class FolderOrHub(Source):
         import datasets
 
         with self._hub_errors(task):
-            builder = datasets.load_dataset_builder(self.repo, self._configuration(task))
+            builder = datasets.load_dataset_builder(self.repo, self.configuration(task))
         return {"hub": self.repo, "revision": str(builder.hash)}
 
     def paths(self, task: Task, data: str) -> dict[str, Path]:
@@ -82,7 +86,7 @@ class FolderOrHub(Source):
         import datasets
 
         with self._hub_errors(task):
-            loaded = datasets.load_dataset(self.repo, self._configuration(task))
+            loaded = datasets.load_dataset(self.repo, self.configuration(task))
             for split in task.diagnostic:
                 loaded[split] = datasets.load_dataset(self.repo, split, split="test")
         for split in task.required:
@@ -96,7 +100,8 @@ class FolderOrHub(Source):
                 splits[split] = read(table, task, split, where, names, _known(splits))
         return splits
 
-    def _configuration(self, task: Task) -> str | None:
+    def configuration(self, task: Task) -> str | None:
+        """See Source."""
         return None if self.config == WHOLE else self.config or task.name
 
     @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """What would be pushed: only allow-listed files, a card that the Hub's own library reads back, and code that runs."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -14,6 +16,7 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import BertConfig, BertForMultipleChoice
 
 from bertpipe.config import Config
 from bertpipe.downstream import card, publish
@@ -142,6 +145,39 @@ def test_eval_results_are_what_the_hub_parses(finished_run, tmp_path):
         assert (entry.dataset_id, entry.task_id) == ("nyu-mll/glue", name)
         assert entry.value == pytest.approx(scores[name]["summary"]["model"]["median"], abs=1e-6)
         assert entry.source_url == "https://huggingface.co/someone/tiny-bert"
+
+
+def test_results_name_the_split_that_they_are_of():
+    places = {
+        ("mnli", "accuracy"): ("mnli", "validation_matched", "accuracy"),
+        ("mnli", "mismatched_accuracy"): ("mnli", "validation_mismatched", "accuracy"),
+        ("mnli", "ax_matthews_correlation"): ("ax", "test", "matthews_correlation"),
+        ("mrpc", "f1"): ("mrpc", "validation", "f1"),
+        ("mrpc", "test_f1"): ("mrpc", "test", "f1"),
+        ("swag", "accuracy"): ("regular", "validation", "accuracy"),
+        ("docs", "macro_f1"): ("docs", "validation", "macro_f1"),
+    }
+    for (task, metric), place in places.items():
+        assert card.measured_on(task, metric) == place
+
+
+def test_a_model_for_multiple_choice_is_said_to_be_one_and_its_lines_run(own_run, tmp_path):
+    finetuned = own_run["finetune"]
+    scores = json.loads((finetuned / "scores.json").read_text())
+    scores["tasks"] = {"swag": scores["tasks"]["docs"] | {"kind": "choices", "labels": ["0", "1", "2", "3"]}}
+    (finetuned / "scores.json").write_text(json.dumps(scores))
+    shutil.copytree(finetuned / "docs", finetuned / "swag")
+    config = BertConfig.from_pretrained(finetuned / "docs" / "model", num_labels=1)
+    BertForMultipleChoice(config).save_pretrained(finetuned / "swag" / "model")
+    cfg = configure(publish={"task": "swag"}, finetune={"tasks": "swag"})
+    folder, made, _ = make(cfg, own_run, tmp_path / "out")
+    assert made.data.pipeline_tag == "multiple-choice" and made.data.datasets == ["allenai/swag"]
+    assert "multiple choice model for the task swag" in made.text
+    (code,) = re.findall(r"```python\n(.*?)\n```", made.text, flags=re.DOTALL)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code.replace("someone/tiny-bert", str(folder)), {})
+    assert printed.getvalue().strip() in ("0", "1")
 
 
 def test_the_three_lines_run_without_bertpipe(finished_run, tmp_path):

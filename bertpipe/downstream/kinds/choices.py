@@ -23,6 +23,7 @@ class Choices(Sequences):
     """One of C texts; each example is C sequences."""
 
     head = "choice"
+    pipeline = "multiple-choice"
 
     def encode(self, split: Split, tokenizer: Any, settings: FinetuneConfig) -> Encoded:
         """[CLS] first text [SEP] choice [SEP] for each choice, each cut to `finetune.max_length`."""
