@@ -169,7 +169,7 @@ def _start_pooler(model: Any, missing: set[str], job: Job, settings: FinetuneCon
     if poolers and settings.pooler == "identity":
         encoders.make_identity(model, poolers)
     if poolers and say:
-        kernels._say(f"note: {job.model} has no pooler; it starts {_STARTS[settings.pooler]} (finetune.pooler)")
+        kernels.say_once(f"note: {job.model} has no pooler; it starts {_STARTS[settings.pooler]} (finetune.pooler)")
 
 
 _STARTS = {"random": "random", "identity": "as the identity, so that the head sees tanh of [CLS] as pretrained"}

@@ -83,7 +83,7 @@ def settle(kernel: Kernel, required: bool, say: bool) -> None:
         raise ConfigError(f"runtime.require_fast_attention: {kernel.obstacle}")
     if kernel.obstacle and say:
         slower = "" if kernel.name == padded.NAME else f"attention runs on the slower kernel {kernel.name}: "
-        _say(f"note: {slower}{kernel.obstacle}")
+        say_once(f"note: {slower}{kernel.obstacle}")
 
 
 def compiles(kernel: Kernel, device: torch.device, wanted: bool | str) -> bool:
@@ -98,5 +98,6 @@ def compiles(kernel: Kernel, device: torch.device, wanted: bool | str) -> bool:
 
 
 @cache
-def _say(note: str) -> None:
+def say_once(note: str) -> None:
+    """Print a line, but not again."""
     print(note, flush=True)

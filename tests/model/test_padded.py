@@ -158,7 +158,7 @@ def test_running_padded_is_said_once_or_refused_and_not_compiled(kind, capsys):
         kernels.settle(kernel, required=True, say=True)
     with pytest.raises(ConfigError, match=r"^runtime\.compile: with the attention kernel padded"):
         kernels.compiles(kernel, CPU, True)
-    kernels._say.cache_clear()
+    kernels.say_once.cache_clear()
     for say in (False, True, True):
         kernels.settle(kernel, required=False, say=say)
     out = capsys.readouterr().out

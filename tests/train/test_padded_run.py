@@ -33,7 +33,7 @@ def of(preset: str, train: dict | None = None, **runtime):
 @pytest.mark.parametrize(("preset", "kind"), PRESETS.items())
 def test_a_run_says_that_it_is_padded_and_ends_in_a_stock_folder(preset, kind, inputs, tmp_path, capsys):  # noqa: F811
     cfg = of(preset)
-    kernels._say.cache_clear()
+    kernels.say_once.cache_clear()
     counts = run(cfg, inputs, tmp_path / "whole")
     out = capsys.readouterr().out
     assert f"note: {kind} runs padded, bucketed by length: " in out and f"fp32, padded | {kind}, " in out
