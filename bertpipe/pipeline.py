@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bertpipe import artifact, floors
-from bertpipe.config import Config, listed
+from bertpipe.config import Config, named_tasks
 from bertpipe.config_files import read_preset
 from bertpipe.errors import ArtifactError, ConfigError
 
@@ -67,16 +67,17 @@ def _pretrain_raw(cfg: Config, cache: Path) -> dict[str, Any]:
 def _finetune_raw(cfg: Config, cache: Path) -> dict[str, Any]:
     from bertpipe.downstream import tasks
 
-    names = tasks.chosen(cfg.finetune.tasks, cfg.finetune.data)
-    data = tasks.identify(names, cfg.finetune.data, cache)
-    model = cfg.finetune.model
+    settings = cfg.finetune
+    names = tasks.chosen(named_tasks(settings), settings.data, settings.task)
+    data = tasks.identify(names, settings.data, cache, settings.task)
+    model = settings.model
     return {"data": data} | ({"model": artifact.identify_model(model, cache)} if model else {})
 
 
 def _everything_made(cfg: Config) -> tuple[str, ...]:
     """What report and publish look at; with `finetune.model` nothing was pretrained here."""
     made: tuple[str, ...] = () if cfg.finetune.model else ("corpus", "tokenizer", "shards", "pretrain")
-    return (*made, "finetune") if listed(cfg.finetune.tasks) else made
+    return (*made, "finetune") if named_tasks(cfg.finetune) or cfg.finetune.task else made
 
 
 def wanted(cfg: Config) -> tuple[str, ...]:
@@ -118,7 +119,7 @@ PLACES = {
     "tokenizer": ("adopt",),
     "model": ("init",),
     "train": ("extend_from",),
-    "finetune": ("data", "model"),
+    "finetune": ("data", "model", "task"),
 }
 
 

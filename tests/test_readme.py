@@ -96,10 +96,19 @@ def test_go_on_in_another_domain(place, own_text):
 
 
 def test_fine_tune_on_a_glue_task(place, own_text):
-    (line,) = [c for c in commands() if "bertpipe finetune" in c]
+    (line,) = [c for c in commands() if "--finetune.tasks mrpc" in c]
     line = line.replace("google-bert/bert-base-uncased", str(own_text))
     assert "mrpc   f1: model" in run(line, place, "tuned", "--finetune.data", str(place / "glue"))
     assert (only(place / "tuned", "finetune") / "mrpc" / "model" / "config.json").is_file()
+
+
+def test_fine_tune_on_your_own_table(place, own_text):
+    (line,) = [c for c in commands() if "--finetune.task.kind" in c]
+    rows = [f'"{sentence(random.Random(n))}","{sentence(random.Random(-n))}",{"ab"[n % 2]}' for n in range(40)]
+    (place / "my.csv").write_text("\n".join(["title,body,topic", *rows]) + "\n")
+    line = line.replace("google-bert/bert-base-uncased", str(own_text)).replace("my.csv", str(place / "my.csv"))
+    assert "my: train: 4 of 40 rows are held out for validation" in run(line, place, "table")
+    assert (only(place / "table", "finetune") / "my" / "model" / "config.json").is_file()
 
 
 def test_run_on_several_devices(place):

@@ -17,11 +17,12 @@ from collections.abc import Sequence
 
 import evaluate
 import numpy as np
-from datasets import Features, Value
+from datasets import Features, List, Value
 
 from bertpipe.errors import DataError
 
 _CODES = {"predictions": Value("int64"), "references": Value("int64")}
+_SETS = {"predictions": List(Value("int64")), "references": List(Value("int64"))}
 _NUMBERS = {"predictions": Value("float64"), "references": Value("float64")}
 
 
@@ -30,7 +31,7 @@ def _info(description: str, features: dict[str, Value]) -> evaluate.MetricInfo:
     return evaluate.MetricInfo(description=description, citation="", features=Features(features))
 
 
-def _accuracy(predictions: list[int], references: list[int]) -> float:
+def _accuracy(predictions: Sequence[object], references: Sequence[object]) -> float:
     return sum(map(operator.eq, predictions, references)) / len(references)
 
 
@@ -96,6 +97,22 @@ class AccuracyAndMeanF1(evaluate.Metric):
         return {"accuracy": accuracy, "f1": f1, "combined": (accuracy + f1) / 2}
 
 
+class MicroAndMacroF1(evaluate.Metric):
+    """Multi-label: F1 over all decisions together, the mean of each label's, and the share of the examples all of whose
+    labels are right; an F1 without any yes, predicted or true, is 0."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Micro- and macro-averaged F1, subset accuracy", _SETS)
+
+    def _compute(self, predictions: list[list[int]], references: list[list[int]]) -> dict[str, float]:
+        from sklearn.metrics import f1_score
+
+        # scikit-learn takes a matrix of one column for plain classes
+        kinds = ("micro", "macro") if len(references[0]) > 1 else ("binary", "binary")
+        micro, macro = (f1_score(references, predictions, average=kind, zero_division=0.0) for kind in kinds)
+        return {"f1": micro, "macro_f1": macro, "subset_accuracy": _accuracy(predictions, references)}
+
+
 class PearsonAndSpearman(evaluate.Metric):
     """STS-B: both correlations and their mean; 0 where one side is constant, so that they are undefined."""
 
@@ -118,8 +135,8 @@ def compute(
 ) -> dict[str, float]:
     """Score `predictions` [examples] against `references` [examples]: finite Python floats by name.
 
-    Codes (integers) for classification, numbers for regression. Raises DataError when there is nothing to score, or a
-    prediction is not a finite number.
+    Codes (integers) for classification, numbers for regression, codes 0 and 1 [examples, labels] for several labels.
+    Raises DataError when there is nothing to score, or a prediction is not a finite number.
     """
     assert metric in METRICS, f"no metric {metric!r}; there are {', '.join(METRICS)}"
     assert len(predictions) == len(references), f"{len(predictions)} predictions, {len(references)} references"
@@ -131,7 +148,7 @@ def compute(
     # shares, under a lock. Here they stay in memory, and the folder it makes anyway is gone with the block.
     with tempfile.TemporaryDirectory(prefix="bertpipe-metric-") as folder:
         module = METRICS[metric](cache_dir=folder, keep_in_memory=True, seed=0)
-        if module.features["predictions"].dtype == "int64":  # it would round numbers down without a word
+        if module.features["predictions"] != Value("float64"):  # it would round numbers down without a word
             assert np.asarray(predictions).dtype.kind in "iu", f"{metric} scores codes, not numbers"
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # of constant answers, for which the classes above define the score
@@ -148,5 +165,6 @@ METRICS: dict[str, type[evaluate.Metric]] = {
     "accuracy_and_f1": AccuracyAndF1,
     "accuracy_and_macro_f1": AccuracyAndMacroF1,
     "accuracy_and_mean_f1": AccuracyAndMeanF1,
+    "micro_and_macro_f1": MicroAndMacroF1,
     "pearson_and_spearman": PearsonAndSpearman,
 }

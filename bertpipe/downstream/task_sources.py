@@ -7,7 +7,9 @@ from the installed packages' documentation (docs_task.py) and needs no data at a
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -160,23 +162,36 @@ def read(table: pa.Table, task: Task, split: str, where: str, names: tuple[str, 
     if table.num_rows == 0:
         raise DataError(f"{where}: no rows")
     columns = kind.columns(task)
-    for column in columns[:-1] if split in task.predicted else columns:
+    require(columns[:-1] if split in task.predicted else columns, table, where, task)
+    return kind.read(table, task, split, where, names or declared_names(table, task))
+
+
+def require(columns: Sequence[str], table: pa.Table, where: str, task: Task) -> None:
+    """DataError for the first column that the table hasn't got."""
+    for column in columns:
         if column not in table.column_names:
             raise DataError(
                 f"{where}: no column {column!r}; it has {', '.join(table.column_names)}; "
-                f"the task {task.name} needs {', '.join(columns)}"
+                f"the task {task.name} needs {', '.join(columns)}{near(column, table.column_names)}"
             )
-    return kind.read(table, task, split, where, names or _declared_names(table, task))
 
 
-def _declared_names(table: pa.Table, task: Task) -> tuple[str, ...] | None:
+def near(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'title'?`, or nothing where none of `names` is near."""
+    lower = {known.lower(): known for known in names}
+    found = difflib.get_close_matches(name.lower(), lower, 1)
+    return f"; did you mean {lower[found[0]]!r}?" if found else ""
+
+
+def declared_names(table: pa.Table, task: Task) -> tuple[str, ...] | None:
     """The label names in the metadata that `datasets` writes into parquet files, if there are any."""
     raw = (table.schema.metadata or {}).get(b"huggingface")
     if raw is None:
         return None
     try:
-        return tuple(json.loads(raw)["info"]["features"][task.label]["names"])
-    except (ValueError, KeyError, TypeError):
+        feature = json.loads(raw)["info"]["features"][task.label]
+        return tuple(feature.get("feature", feature)["names"])
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
