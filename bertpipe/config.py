@@ -259,8 +259,8 @@ class FinetuneConfig(Section):
 
     tasks: str | list[str] | None = None
     """Rows of the task table: GLUE's cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, SuperGLUE's boolq, cb, wic,
-    copa; swag; docs; or all: whatever of these `data` holds, or without it GLUE. Unset, `task` alone, or docs where there
-    is none."""
+    copa; swag; docs; or all: whatever of these `data` holds, or without it GLUE. Unset, `task` alone, or where it
+    is unset too docs."""
     task: TaskConfig | None = None
     """A task of your own, e.g. {kind: classification, data: my.csv, text: [title, body], label: topic}, or
     by flags, --finetune.task.data my.csv; it runs beside `tasks`."""

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 METRICS_OF = {"classification": ("accuracy_and_macro_f1", "accuracy"), "multi_label": ("micro_and_macro_f1", "f1")}
 """Metric and headline of a kind; of others those of its first row in the task table."""
+_SEQUENCES = (1, 2, "one column, or the two of a pair; join others in the file")
+TEXTS_OF = dict.fromkeys(("classification", "multi_label", "regression"), _SEQUENCES)
+TEXTS_OF["choices"] = (3, 100, "the column of the first text and those of the choices")
+"""Least and most columns of the text, in words; of other kinds as many as the first row of the task table has."""
 SPLITS = ("train", "validation", "test")
 MAX_NAME = 100
 KEY = b"bertpipe: held out for validation"
@@ -57,14 +61,9 @@ def row(own: TaskConfig, table: dict[str, Task]) -> Task:
     metric, headline = METRICS_OF.get(kind) or (alike.metric, alike.headline)  # type: ignore[union-attr]
     text = tuple([own.text] if isinstance(own.text, str) else own.text)
     labels = tuple([own.label] if isinstance(own.label, str) else own.label)
-    one_or_two = kind in ("classification", "multi_label", "regression")
-    if not text or not all(text) or (one_or_two and len(text) > 2) or len(set(text)) < len(text):
-        wanted = "one column, or the two of a pair; join others in the file" if one_or_two else "columns, each once"
+    fewest, most, wanted = TEXTS_OF.get(kind) or (len(alike.text), len(alike.text), ", ".join(alike.text))  # type: ignore[union-attr]
+    if not fewest <= len(text) <= most or not all(text) or len(set(text)) < len(text):
         raise ConfigError(f"finetune.task.text: {own.text} must be {wanted}")
-    if kind == "choices" and len(text) < 3:
-        raise ConfigError(
-            f"finetune.task.text: {own.text} must be the column of the first text, and those of the choices"
-        )
     if not labels or not all(labels) or set(labels) & set(text) or len(set(labels)) < len(labels):
         raise ConfigError(f"finetune.task.label: {own.label} must be columns beside the text, each once")
     if kind != "multi_label" and (len(labels) > 1 or own.label_separator is not None):

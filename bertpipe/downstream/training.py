@@ -84,7 +84,7 @@ class Job:
         return [(split, remark) for split, remarks in both for remark in remarks]
 
     def score(self, split: str, predicted: Any) -> dict[str, float]:
-        """The task's metrics of a split, none where it has no labels; of any but the one that chooses, named after it."""
+        """The task's metrics of a split, none if it has no labels; of any but the one that chooses, named after it."""
         if self.splits[split].labels is None:
             return {}
         task = replace(self.task, metric=self.task.diagnostic.get(split, self.task.metric))

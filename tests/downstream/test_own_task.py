@@ -134,6 +134,7 @@ WRONG = [
     ({"text": ["a", "b", "c"]}, "finetune.task.text: ['a', 'b', 'c'] must be one column, or the two of a pair; join"),
     ({"text": ["a", "a"]}, "must be one column, or the two of a pair"),
     ({"text": []}, "finetune.task.text: [] must be"),
+    ({"kind": "choices"}, "must be the column of the first text and those of the choices"),
     ({"label": "title"}, "finetune.task.label: title must be columns beside the text"),
     ({"label": ["x", "y"]}, "finetune.task.label: several labels a row need finetune.task.kind: multi_label"),
     ({"label_separator": ","}, "finetune.task.label_separator: several labels a row need finetune.task.kind: mu"),
@@ -159,8 +160,10 @@ def test_what_can_be_no_task_is_said_before_anything_is_read(more, message):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_can_be_a_users(kind):
-    task = tasks.get("x", own("x.csv", kind=kind, text="a"))
-    assert (task.kind, task.text, task.label) == (kind, ("a",), "topic") and task.metric and task.headline
+    alike = next((task for task in tasks.TASKS.values() if task.kind == kind), None)
+    text = ("a", "b", "c") if kind == "choices" else alike.text if alike else ("a",)
+    task = tasks.get("x", own("x.csv", kind=kind, text=list(text)))
+    assert (task.kind, task.text, task.label) == (kind, text, "topic") and task.metric and task.headline
 
 
 # --- good data --------------------------------------------------------------------------------------------------------
@@ -285,6 +288,15 @@ def test_ids_of_the_table_are_kept(tmp_path):
     rows = [row | {"idx": f"n{i}"} for i, row in enumerate(TOPICS)]
     splits = load(write_csv(tmp_path / "a.csv", rows))
     assert {name for split in splits.values() for name in split.ids} == {f"n{i}" for i in range(40)}
+
+
+def test_choices_by_number(tmp_path):
+    rows = [{"q": "a", "x": "b", "y": "c", "topic": n % 2} for n in range(4)]
+    data = {"train": write_csv(tmp_path / "a.csv", rows), "validation": tmp_path / "a.csv"}
+    train = load(data, kind="choices", text=["q", "x", "y"])["train"]
+    assert train.texts[0] == ("a", "b", "c") and train.labels.tolist() == [0, 1, 0, 1]
+    write_csv(tmp_path / "a.csv", [*rows, rows[0] | {"topic": 2}])
+    assert "a.csv: row 4: column 'topic' is 2, not one of 0, 1" in failure(data, kind="choices", text=["q", "x", "y"])
 
 
 # --- multi-label ------------------------------------------------------------------------------------------------------
