@@ -121,7 +121,7 @@ def _main(argv: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         sections = (*STAGES[command].reads, "runtime") if command in STAGES else tuple(Config.model_fields)
         text = f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}. Settings of other sections may be given too."
-        print(parser(sections, prog=f"bertpipe {command}", description=text).format_help())
+        print(parser(sections, True, prog=f"bertpipe {command}", description=text).format_help())
         return 0
     if command == "publish":  # which uploads nothing so far, so it is always dry
         rest = [argument for argument in rest if argument != "--dry-run"]

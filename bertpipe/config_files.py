@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from bertpipe.config import Config
+from bertpipe.config import Config, Section
 from bertpipe.errors import ConfigError
 from bertpipe.redaction import refuse
 
@@ -31,11 +31,11 @@ def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Conf
     trees = {path: _read_yaml(path) for path in files}
     for path, tree in trees.items():
         check_keys(tree, str(path))
-    for name, _ in flags:
+    for name, text in flags:
         section, _, key = name.partition(".")
         if section in Config.model_fields and not key:
             raise ConfigError(f"--{name} is a section of settings; give one as --{name}.KEY VALUE")
-        check_keys({section: {key: None}} if key else {section: None}, f"--{name}")
+        check_keys(_flag_tree(name, text), f"--{name}")
     arguments = [(str(path), ["--config", str(path)]) for path in files if trees[path]]
     arguments += [(f"--{name}", [f"--{name}={text}"]) for name, text in flags]
     for origin, value in [*((str(path), tree) for path, tree in trees.items()), *((f"--{n}", t) for n, t in flags)]:
@@ -53,12 +53,26 @@ def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Conf
         first = error.errors()[0]
         place = first["loc"]
         key, reason = ".".join(map(str, place)), first["msg"]
-        if len(place) > 2 and isinstance(place[2], str):  # pydantic's word on the first of several types
-            section, name = str(place[0]), str(place[1])
-            key, reason = f"{section}.{name}", allowed(section, name)
+        depth = 3 if section_in(*map(str, place[:2])) else 2
+        if len(place) > depth and isinstance(place[depth], str):  # pydantic's word on the first of several types
+            setting = [str(part) for part in place[:depth]]
+            key, reason = ".".join(setting), allowed(*setting)
         raise ConfigError(f"{key}: {reason}, got {_clip(repr(first['input']))}") from None
     except UNREADABLE as error:
         raise ConfigError(f"{_culprit(arguments)}: a value can't be read ({_clip(repr(error))})") from None
+
+
+def _flag_tree(name: str, text: str) -> dict[str, Any]:
+    """A flag as a tree of keys; of its value only what may hold keys too is read."""
+    *outer, key = name.split(".")
+    try:
+        value = _OnceLoader(text).get_single_data() if section_in(*outer, key) else None
+    except yaml.YAMLError:
+        value = text
+    tree = {key: value}
+    for part in reversed(outer):
+        tree = {part: tree}
+    return tree
 
 
 def _culprit(arguments: list[tuple[str, list[str]]]) -> str:
@@ -106,6 +120,15 @@ def _whole_parser() -> Any:
 def _plainly(message: str) -> str:
     """jsonargparse's message as `key: what is wrong, got value`, in one line."""
     text = " ".join(message.split())
+    within = re.match(
+        r"""Parser key "(?P<key>[^"]+)": .*?given class_path '[^']+': (?P<rest>.*?)( - Expected a <class 'None.*)?$""",
+        text,
+    )
+    if within and "." in within["key"] and get_origin(_type_of(*within["key"].split("."))) in (Union, UnionType):
+        key, rest = within["key"], within["rest"]
+        if missing := re.match(r"the following arguments are required: ([\w, ]+)", rest):
+            return f"{key}: needs {missing[1]} too"
+        return _plainly(re.sub(r'^Parser key "', f'Parser key "{key}.', rest))
     found = re.match(r'Parser key "(?P<key>[^"]+)": (?P<reason>Does not .*) Given value: (?P<value>.*)', text)
     found = found or re.match(r'Parser key "(?P<key>[^"]+)": (?P<reason>.*?)\.? Got value: (?P<value>.*)', text)
     inner = re.search(
@@ -120,14 +143,13 @@ def _plainly(message: str) -> str:
     if limits:  # of the last type that the value could be; a limit that the value equals is left out of the text
         reason = limits[-1] + (f" {found['value']}" if limits[-1].endswith(("than", "to")) else "")
     elif re.match("Expected a |Does not validate against any|Not a valid subclass|Input should be a valid", reason):
-        reason = allowed(*key.split(".")[:2])
+        reason = allowed(*key.split(".")[: 3 if section_in(*key.split(".")[:2]) else 2])
     return f"{key}: {_clip(reason)}, got {_clip(found['value'].partition(' Subclass types')[0])}"
 
 
-def allowed(section: str, key: str) -> str:
-    """What a setting may be, in words: `must be true, false or auto`."""
-    fields = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
-    *others, last = dict.fromkeys(_kinds(fields[key].annotation))
+def allowed(*path: str) -> str:
+    """What a setting may be, in words: `must be true, false or auto` of ("runtime", "compile")."""
+    *others, last = dict.fromkeys(_kinds(_type_of(*path)))
     return f"must be {', '.join(others)} or {last}" if others else f"must be {last}"
 
 
@@ -140,6 +162,8 @@ def _kinds(annotation: Any) -> list[str]:
         return [kind for one in inside for kind in _kinds(one)]
     if origin is Literal:
         return [str(value) for value in inside]
+    if origin is None and _section_of(annotation):
+        return KINDS[dict]
     if origin in (list, tuple):
         number = f"{len(inside)} " if origin is tuple else ""
         within = get_args(inside[0])[0] if get_origin(inside[0]) is Annotated else inside[0]
@@ -169,14 +193,23 @@ KINDS = {
 SEVERAL = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
-def parser(sections: Sequence[str] | dict[str, Any], **options: Any) -> Any:
-    """A jsonargparse parser of `--config` and the flags of some sections, with their docs as help."""
+def parser(sections: Sequence[str] | dict[str, Any], in_full: bool = False, **options: Any) -> Any:
+    """A jsonargparse parser of `--config` and the flags of some sections, with their docs as help.
+
+    `in_full`: with the settings of sections in sections one by one, for the help alone.
+    """
     from jsonargparse import ArgumentParser
 
     made = ArgumentParser(exit_on_error=False, print_config=None, **options)
     made.add_argument("--config", action="config", help="YAML file with settings; may be given several times")
     for name in sections:
-        made.add_class_arguments(Config.model_fields[name].annotation, name)
+        section: Any = Config.model_fields[name].annotation
+        kinds = {key: field.annotation for key, field in section.model_fields.items() if in_full}
+        inner = {key: _section_of(kind) for key, kind in kinds.items() if get_origin(kind) is not list}
+        made.add_class_arguments(section, name, skip={key for key, found in inner.items() if found})
+        for key, found in inner.items():
+            if found:
+                made.add_class_arguments(found, f"{name}.{key}")
     return made
 
 
@@ -192,11 +225,43 @@ def check_keys(tree: Any, origin: str) -> None:
             raise ConfigError(f"{origin}: section {section} is empty; give it settings or remove it")
         if settings is not None and not isinstance(settings, dict):
             raise ConfigError(f"{origin}: {section} is a section; write its settings as {section}: {{key: value}}")
-        fields = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
-        for key, value in (settings or {}).items():
-            _known(f"{section}.{key}", {f"{section}.{name}": None for name in fields}, "setting", origin)
-            if isinstance(value, bool) and "bool" not in str(fields[key].annotation):  # Python would take it for 0 or 1
-                raise ConfigError(f"{origin}: {section}.{key} is no yes/no setting, got {str(value).lower()}")
+        _check_settings(settings or {}, section, Config.model_fields[section].annotation, origin)
+
+
+def _check_settings(settings: dict, place: str, section: Any, origin: str) -> None:
+    """The same of one section, and of those that stand in its settings."""
+    for key, value in settings.items():
+        name = f"{place}.{key}"
+        _known(name, {f"{place}.{known}": None for known in section.model_fields}, "setting", origin)
+        kind = section.model_fields[key].annotation
+        if isinstance(value, bool) and "bool" not in str(kind):  # Python would take it for 0 or 1
+            raise ConfigError(f"{origin}: {name} is no yes/no setting, got {str(value).lower()}")
+        inner = _section_of(kind)
+        for one in (value if isinstance(value, list) else [value]) if inner else []:
+            if isinstance(one, dict):
+                _check_settings(one, name, inner, origin)
+            elif isinstance(one, str):  # which jsonargparse would take for the name of a class, and import
+                raise ConfigError(f"{origin}: {name} {allowed(*name.split('.'))}, got {_clip(repr(one))}")
+
+
+def section_in(*path: str) -> type[Section] | None:
+    """The section that a setting holds, or holds a list of: `section_in("finetune", "task")`."""
+    return _section_of(_type_of(*path))
+
+
+def _type_of(*path: str) -> Any:
+    """The type of a setting or section; None where there is no such."""
+    kind: Any = Config
+    for key in path:
+        section = _section_of(kind)
+        kind = section.model_fields[key].annotation if section and key in section.model_fields else None
+    return kind
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(_section_of, get_args(annotation))), None)
 
 
 def _known(name: str, names: Any, kind: str, origin: str) -> None:

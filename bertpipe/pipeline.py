@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bertpipe import artifact, floors
-from bertpipe.config import Config, listed
+from bertpipe.config import Config, named_tasks
 from bertpipe.config_files import read_preset
 from bertpipe.errors import ArtifactError, ConfigError
 
@@ -67,13 +67,12 @@ def _pretrain_raw(cfg: Config, cache: Path) -> dict[str, Any]:
 def _finetune_raw(cfg: Config, cache: Path) -> dict[str, Any]:
     from bertpipe.downstream import grid, tasks
 
-    names = tasks.chosen(cfg.finetune.tasks, cfg.finetune.data)
-    trained = grid.is_trained(cfg.finetune)
-    raw: dict[str, Any] = {"data": tasks.identify(names, cfg.finetune.data, cache, trained)}
-    model, start = cfg.finetune.model, cfg.finetune.warm_start
-    if model:
-        raw["model"] = artifact.identify_model(model, cache)
-    if start:
+    settings, trained = cfg.finetune, grid.is_trained(cfg.finetune)
+    names = tasks.chosen(named_tasks(settings), settings.data, settings.task)
+    raw: dict[str, Any] = {"data": tasks.identify(names, settings.data, cache, settings.task, trained)}
+    if settings.model:
+        raw["model"] = artifact.identify_model(settings.model, cache)
+    if start := settings.warm_start:
         raw["warm_start"] = start if start in tasks.TASKS else artifact.identify_model(start, cache)
     return raw
 
@@ -81,7 +80,7 @@ def _finetune_raw(cfg: Config, cache: Path) -> dict[str, Any]:
 def _everything_made(cfg: Config) -> tuple[str, ...]:
     """What report and publish look at; with `finetune.model` nothing was pretrained here."""
     made: tuple[str, ...] = () if cfg.finetune.model else ("corpus", "tokenizer", "shards", "pretrain")
-    return (*made, "finetune") if listed(cfg.finetune.tasks) else made
+    return (*made, "finetune") if named_tasks(cfg.finetune) or cfg.finetune.task else made
 
 
 def wanted(cfg: Config) -> tuple[str, ...]:
@@ -123,7 +122,7 @@ PLACES = {
     "tokenizer": ("adopt",),
     "model": ("init",),
     "train": ("extend_from",),
-    "finetune": ("data", "model", "warm_start"),
+    "finetune": ("data", "model", "warm_start", "task"),
 }
 
 

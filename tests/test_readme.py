@@ -114,6 +114,15 @@ def test_answer_questions(place, own_text):
     assert len(json.loads((folder / "runs/model-seed-1/predictions-validation.json").read_text())) == 2
 
 
+def test_fine_tune_on_your_own_table(place, own_text):
+    (line,) = [c for c in commands() if "--finetune.task.kind" in c]
+    rows = [f'"{sentence(random.Random(n))}","{sentence(random.Random(-n))}",{"ab"[n % 2]}' for n in range(40)]
+    (place / "my.csv").write_text("\n".join(["title,body,topic", *rows]) + "\n")
+    line = line.replace("google-bert/bert-base-uncased", str(own_text)).replace("my.csv", str(place / "my.csv"))
+    assert "my train: 4 of 40 rows are held out for validation" in run(line, place, "table")
+    assert (only(place / "table", "finetune") / "my" / "model" / "config.json").is_file()
+
+
 def test_run_on_several_devices(place):
     """Data by one process, then torchrun and accelerate with two; the line for eight GPUs needs eight GPUs."""
     lines = [c for c in commands() if "configs/demo.yaml" in c]

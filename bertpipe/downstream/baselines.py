@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 
 def majority(splits: dict[str, Split], seed: int = 0) -> np.ndarray:
-    """[validation] the most frequent training label (of several, the lowest code); the training mean for regression."""
+    """[validation] the most frequent training label (of several, the lowest code); the training mean for regression;
+    [validation, labels] the most frequent set of labels."""
     train, labels = splits["train"], splits["train"].labels
     assert labels is not None
     size = len(splits["validation"])
     if train.label_names is None:
         return np.full(size, labels.mean(dtype=np.float64), dtype=np.float32)
+    if labels.ndim == 2:
+        sets, counts = np.unique(labels, axis=0, return_counts=True)
+        return np.tile(sets[counts.argmax()].astype(np.int64), (size, 1))
     return np.full(size, np.bincount(labels).argmax(), dtype=np.int64)
 
 
@@ -110,7 +114,7 @@ def predict(name: str, job: Job, split: str, seed: int = 0) -> Any:
 BASELINES: dict[str, Baseline] = {
     "majority": Baseline(
         majority,
-        ("classification", "regression", "choices", "tokens", "answers"),
+        ("classification", "regression", "multi_label", "choices", "tokens", "answers"),
         {"tokens": tags_of_words, "answers": no_answers},
     ),
     "tfidf": Baseline(tfidf, ("classification", "choices"), {"choices": tfidf_of_choices}),

@@ -20,7 +20,7 @@ from bertpipe.downstream.kind import Kind
 from bertpipe.downstream.kinds import KINDS
 from bertpipe.downstream.report import FILTERS, ledger_rows
 from bertpipe.downstream.task_sources import SOURCES
-from bertpipe.downstream.tasks import TASKS
+from bertpipe.downstream.tasks import TASKS, get
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -120,7 +120,8 @@ def usage(cfg: Config, facts: dict[str, Any]) -> str:
     argument: str | dict[str, str] = next(iter(listed(cfg.report.fill_mask)), "A [MASK].").replace("[MASK]", mask)
     if cfg.publish.task:
         argument = "The weather is fine today."
-        row = TASKS.get(cfg.publish.task)
+        own = cfg.finetune.task
+        row = get(cfg.publish.task, own) if own or cfg.publish.task in TASKS else None
         if row is not None and task == "text-classification" and len(row.text) == 2:
             argument = {"text": argument, "text_pair": "It is a sunny day."}
     call = json.dumps(argument, ensure_ascii=False).replace("`", "'")  # a JSON string or object is Python too

@@ -27,7 +27,7 @@ from bertpipe.errors import ArtifactError
 
 FOLDER = "cells"
 VERSION = 1  # raised when the same recipe would now give another result
-ELSEWHERE = {"tasks", "data", "model", "seeds", "baselines", "warm_start"}
+ELSEWHERE = {"tasks", "task", "data", "model", "seeds", "baselines", "warm_start"}
 """Settings that say which runs there are, or where something lies; not what a run is."""
 
 

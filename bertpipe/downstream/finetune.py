@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from bertpipe import artifact
-from bertpipe.config import Config
+from bertpipe.config import Config, named_tasks
 from bertpipe.downstream import baselines, grid, published, submission, summary, table, tasks
 from bertpipe.downstream.baselines import BASELINES
 from bertpipe.downstream.cells import Cell, cell, take
+from bertpipe.downstream.kind import Task
 from bertpipe.downstream.training import Job, prepare, train
 from bertpipe.errors import ArtifactError
 from bertpipe.train.place import Place
@@ -37,10 +38,10 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     """Fine-tune and score; every process calls it, the main one writes into `out`."""
     settings = cfg.finetune
     check(cfg)
-    names = tasks.chosen(settings.tasks, settings.data)
+    names = tasks.chosen(named_tasks(settings), settings.data, settings.task)
     place = Place(cfg.runtime, settings.precision)
     place.share(settings.slots_per_step, "finetune.slots_per_step")
-    progress = _Progress(sum(len(grid.runs(settings, tasks.get(name))) for name in names))
+    progress = _Progress(sum(len(grid.runs(settings, tasks.get(name, settings.task))) for name in names))
     cold = _Start.of(cfg, inputs, place)
     warm = _Start.warm(cfg, place)
     scores: dict[str, Any] = {}
@@ -155,14 +156,17 @@ class _Scoring:
     def job(self) -> Job:
         job = prepare(self.name, self.cfg.finetune, self.start.model, self.start.new_head)
         if self.place.is_main:
-            for split, counts in job.counts().items():
-                found = ", ".join(f"{reason.replace('_', ' ')} {number:,}" for reason, number in counts.items())
-                print(f"{self.name} {split}: {found}", flush=True)
+            for split, remark in job.remarks():
+                print(f"{self.name} {split}: {remark}", flush=True)
         return job
 
     @property
+    def task(self) -> Task:
+        return tasks.get(self.name, self.cfg.finetune.task)
+
+    @property
     def headline(self) -> str:
-        return tasks.get(self.name).headline
+        return self.task.headline
 
     def score(self, folder: Path) -> dict[str, Any]:
         """The task's part of scores.json; `folder` is made."""
@@ -179,12 +183,12 @@ class _Scoring:
 
     def _cells(self) -> list[Cell]:
         """The task's runs; only the main process names them by what they depend on."""
-        settings, task = self.cfg.finetune, tasks.get(self.name)
+        settings, task = self.cfg.finetune, self.task
         root = Path(self.cfg.runtime.root)
         data = None
         if self.place.is_main:
             cache, train = root / ".hashes.json", grid.is_trained(settings)
-            data = tasks.identify([self.name], settings.data, cache, train)[self.name]
+            data = tasks.identify([self.name], settings.data, cache, settings.task, train)[self.name]
         return [cell(root, task, data, self.start.identity, one, settings) for one in grid.runs(settings, task)]
 
     def _agreed(self, fact: bool) -> bool:
@@ -231,6 +235,7 @@ class _Scoring:
                     "sizes": {split: len(data) for split, data in job.splits.items()},
                     "truncated": sum(encoded.num_truncated for encoded in job.encoded.values()),
                     "counts": job.counts(),
+                    "remarks": [f"{split}: {remark}" for split, remark in job.remarks()],
                 }
                 result = {"init": one.run.init, "seed": one.run.seed, **point, **outcome, **facts}
                 artifact.write_json(scratch / "scores.json", result)
@@ -258,13 +263,13 @@ class _Scoring:
 
     def _write(self, cells: list[Cell], best: Cell | None, folder: Path) -> None:
         """Sum up a task's runs, and bring them into the artifact; scores.json last."""
-        task, several = tasks.get(self.name), len(grid.points(self.cfg.finetune)) > 1
+        task, several = self.task, len(grid.points(self.cfg.finetune)) > 1
         for one in cells:
             take(one.folder, folder / "runs" / one.run.name(several))
         chosen = {
             init: summary.choose(cells, init, task.headline) for init in dict.fromkeys(one.run.init for one in cells)
         }
-        shared = ("task", "labels", "sizes", "truncated", "counts", "floor")
+        shared = ("task", "labels", "sizes", "truncated", "counts", "remarks", "floor")
         rows = [
             {key: value for key, value in one.outcome.items() if key not in shared}
             | {"folder": f"{self.name}/runs/{one.run.name(several)}"}
@@ -280,6 +285,7 @@ class _Scoring:
             "num_validation": first["sizes"][task.validation],
             "truncated": first["truncated"],
             "counts": first["counts"],
+            "remarks": first["remarks"],
             "floor": first["floor"],
             "runs": rows,
             "summary": {

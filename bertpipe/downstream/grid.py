@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bertpipe.config import FinetuneConfig, listed
+from bertpipe.config import FinetuneConfig, listed, named_tasks
 from bertpipe.downstream import tasks
 from bertpipe.downstream.baselines import BASELINES
 from bertpipe.downstream.kind import Task
@@ -95,9 +95,9 @@ def ordered(names: list[str], settings: FinetuneConfig) -> list[str]:
 
 def check(settings: FinetuneConfig) -> None:
     """ConfigError for unknown tasks or baselines, values given twice or not at all, and a warm start that can't be."""
-    names = tasks.chosen(settings.tasks, settings.data)
+    names = tasks.chosen(named_tasks(settings), settings.data, settings.task)
     for name in names:
-        tasks.get(name)
+        tasks.get(name, settings.task)
     if not seeds(settings) or len(set(seeds(settings))) < len(seeds(settings)):
         raise ConfigError(f"finetune.seeds: {settings.seeds} must be at least one seed, each once")
     for key, values in _axes(settings).items():

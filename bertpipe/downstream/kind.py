@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 UNLABELLED = -1
 """GLUE's code for a label that is kept secret: every label of a test split."""
+OWN = "own"
+"""`Task.source` of a task of the user's own (own_task.py)."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class Split:
     """Examples with an empty text; they are kept, because the official scores count them."""
     counts: dict[str, int] = field(default_factory=dict)
     """What else is odd and was kept, by reason."""
+    remarks: tuple[str, ...] = ()
+    """What reading it found and people should know, with counts: a line each."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -109,6 +113,8 @@ class Encoded:
     """What else was done to them, by reason."""
     notes: Any = None
     """For `Kind.decide` alone."""
+    remarks: tuple[str, ...] = ()
+    """As those of Split."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,8 @@ class Kind(abc.ABC):
     @abc.abstractmethod
     def read(self, table: pa.Table, task: Task, split: str, where: str, names: tuple[str, ...] | None) -> Split:
         """Check one table, which has rows and the kind's columns (but perhaps no label, if `split` is in
-        `task.predicted`). `where` names it in errors, `names` are the label names that it declares. DataError names
+        `task.predicted`). `where` names it in errors. `names` are the label names that it declares; of a task whose
+        row leaves them to the data, those of the training split, where None means that this is it. DataError names
         file, row, column and remedy."""
 
     @abc.abstractmethod

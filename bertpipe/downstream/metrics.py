@@ -26,6 +26,7 @@ from bertpipe.errors import DataError
 
 _TAGS = {"predictions": List(Value("string")), "references": List(Value("string"))}
 _CODES = {"predictions": Value("int64"), "references": Value("int64")}
+_SETS = {"predictions": List(Value("int64")), "references": List(Value("int64"))}
 _NUMBERS = {"predictions": Value("float64"), "references": Value("float64")}
 
 
@@ -100,6 +101,22 @@ class AccuracyAndMeanF1(evaluate.Metric):
         return {"accuracy": accuracy, "f1": f1, "combined": (accuracy + f1) / 2}
 
 
+class MicroAndMacroF1(evaluate.Metric):
+    """Multi-label: F1 over all decisions together, the mean of each label's, and the share of the examples all of whose
+    labels are right; an F1 without any yes, predicted or true, is 0."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Micro- and macro-averaged F1, subset accuracy", _SETS)
+
+    def _compute(self, predictions: list[list[int]], references: list[list[int]]) -> dict[str, float]:
+        from sklearn.metrics import f1_score
+
+        # scikit-learn takes a matrix of one column for plain classes
+        kinds = ("micro", "macro") if len(references[0]) > 1 else ("binary", "binary")
+        micro, macro = (f1_score(references, predictions, average=kind, zero_division=0.0) for kind in kinds)
+        return {"f1": micro, "macro_f1": macro, "subset_accuracy": _accuracy(predictions, references)}
+
+
 class PearsonAndSpearman(evaluate.Metric):
     """STS-B: both correlations and their mean; 0 where one side is constant, so that they are undefined."""
 
@@ -133,8 +150,8 @@ class Entities(evaluate.Metric):
 def compute(metric: str, predictions: Any, references: Any) -> dict[str, float]:
     """Score `predictions` [examples] against `references` [examples]: finite Python floats by name.
 
-    Codes (integers) for classification, numbers for regression, lists of tags for tokens. Raises DataError when there
-    is nothing to score, or a prediction is not a finite number.
+    Codes (integers) for classification, numbers for regression, codes 0 and 1 [examples, labels] for several labels,
+    lists of tags for tokens. Raises DataError when there is nothing to score, or a prediction is not a finite number.
     """
     assert metric in METRICS, f"no metric {metric!r}; there are {', '.join(METRICS)}"
     assert len(predictions) == len(references), f"{len(predictions)} predictions, {len(references)} references"
@@ -147,7 +164,7 @@ def compute(metric: str, predictions: Any, references: Any) -> dict[str, float]:
     # shares, under a lock. Here they stay in memory, and the folder it makes anyway is gone with the block.
     with tempfile.TemporaryDirectory(prefix="bertpipe-metric-") as folder:
         module = METRICS[metric](cache_dir=folder, keep_in_memory=True, seed=0)
-        if module.features["predictions"] == Value("int64"):  # it would round numbers down without a word
+        if module.features["predictions"] in (Value("int64"), _SETS["predictions"]):  # numbers would be rounded down
             assert np.asarray(predictions).dtype.kind in "iu", f"{metric} scores codes, not numbers"
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # of constant answers, for which the classes above define the score
@@ -164,6 +181,7 @@ METRICS: dict[str, type[evaluate.Metric]] = {
     "accuracy_and_f1": AccuracyAndF1,
     "accuracy_and_macro_f1": AccuracyAndMacroF1,
     "accuracy_and_mean_f1": AccuracyAndMeanF1,
+    "micro_and_macro_f1": MicroAndMacroF1,
     "pearson_and_spearman": PearsonAndSpearman,
     "entities": Entities,
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bertpipe.artifact import PARTIAL, discard
-from bertpipe.config import Config
+from bertpipe.config import Config, named_tasks
 from bertpipe.downstream import card, tasks
 from bertpipe.downstream.facts import gather
 from bertpipe.errors import ArtifactError, ConfigError
@@ -55,7 +55,8 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict) -> None:
 def check(cfg: Config) -> None:
     """ConfigError for a name the Hub would refuse or a task that isn't fine-tuned; before anything is made."""
     check_repo(cfg.publish.repo)
-    task, names = cfg.publish.task, tasks.chosen(cfg.finetune.tasks, cfg.finetune.data)
+    task, settings = cfg.publish.task, cfg.finetune
+    names = tasks.chosen(named_tasks(settings), settings.data, settings.task)
     if task and task not in names:
         raise ConfigError(f"publish.task: {task!r} is not among finetune.tasks: {', '.join(names) or 'none'}")
 

@@ -3,7 +3,8 @@
 A run has failed when it diverged, gives one answer to everything, or scores no more than the majority's answer does
 (training.failure). Median and quartiles are those of all runs, the failed ones too; one that diverged, which has no
 score, counts as the majority's answer, or as the lowest of the others where that is lower. Where some failed, the
-median of the sound ones stands beside. A point of the grid is chosen as if a run that diverged scored -inf.
+median of the sound ones stands beside. A point of the grid is chosen as if a run that diverged scored -inf. Where
+validation has no labels there are no scores, and the figures are None.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ T = TypeVar("T")
 
 def summarise(outcomes: Sequence[dict[str, Any]], headline: str) -> dict[str, Any]:
     """The figures of runs that differ in their seeds alone; `outcomes` as cells hold them, one at least."""
+    if outcomes[0]["floor"] is None:
+        counts = {"num_runs": len(outcomes), "num_failed": sum(bool(outcome["failed"]) for outcome in outcomes)}
+        return dict.fromkeys(("median", "lowest", "highest", "lower_quartile", "upper_quartile")) | counts
     scored = [outcome["scores"][headline] for outcome in outcomes if outcome["scores"]]
     values = scored + [min([outcomes[0]["floor"], *scored])] * (len(outcomes) - len(scored))
     sound = [outcome["scores"][headline] for outcome in outcomes if not outcome["failed"]]
@@ -65,9 +69,9 @@ def choose(cells: Iterable[Cell], init: str, headline: str) -> list[Cell]:
 
 
 def best(cells: Iterable[Cell], headline: str) -> Cell | None:
-    """Of finished runs the one with the highest score; None when all of them diverged."""
-    scored = [one for one in cells if one.is_done and one.outcome["scores"]]
-    return max(scored, key=lambda one: one.outcome["scores"][headline], default=None)
+    """Of finished runs the one with the highest score, without labels the first; None when all of them diverged."""
+    done = [one for one in cells if one.is_done and not (one.outcome["failed"] or "").startswith("diverged")]
+    return max(done, key=lambda one: one.outcome["scores"].get(headline, 0.0), default=None)
 
 
 def wanted(cells: Sequence[Cell], init: str, headline: str) -> list[Cell]:

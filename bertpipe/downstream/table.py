@@ -64,6 +64,8 @@ def _score(one: dict[str, Any]) -> str:
 
 
 def _spread(figures: dict[str, Any]) -> str:
+    if figures["median"] is None:
+        return "not scored: no labels"
     if figures["num_runs"] == 1:
         return _number(figures["median"])
     return f"{figures['median']:.3f} [{figures['lower_quartile']:.3f}, {figures['upper_quartile']:.3f}]"

@@ -9,7 +9,9 @@ the installed packages' documentation (docs_task.py) and needs no data at all.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -215,13 +217,8 @@ def read(
     if table.num_rows == 0:
         raise DataError(f"{where}: no rows")
     columns = kind.columns(task)
-    for column in columns[:-1] if split in task.predicted else columns:
-        if column not in table.column_names:
-            raise DataError(
-                f"{where}: no column {column!r}; it has {', '.join(table.column_names)}; "
-                f"the task {task.name} needs {', '.join(columns)}"
-            )
-    names = names or _declared_names(table, task)
+    require(columns[:-1] if split in task.predicted else columns, table, where, task)
+    names = names or declared_names(table, task)
     if task.labels == () and known:
         if names and names != known:
             raise DataError(f"{where}: column {task.label!r} names its codes {names}, the training data {known}")
@@ -229,12 +226,29 @@ def read(
     return kind.read(table, task, split, where, names)
 
 
+def require(columns: Sequence[str], table: pa.Table, where: str, task: Task) -> None:
+    """DataError for the first column that the table hasn't got."""
+    for column in columns:
+        if column not in table.column_names:
+            raise DataError(
+                f"{where}: no column {column!r}; it has {', '.join(table.column_names)}; "
+                f"the task {task.name} needs {', '.join(columns)}{near(column, table.column_names)}"
+            )
+
+
 def _known(splits: dict[str, Split]) -> tuple[str, ...] | None:
     """The label names of the training data, which is read first."""
     return splits["train"].label_names if "train" in splits else None
 
 
-def _declared_names(table: pa.Table, task: Task) -> tuple[str, ...] | None:
+def near(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'title'?`, or nothing where none of `names` is near."""
+    lower = {known.lower(): known for known in names}
+    found = difflib.get_close_matches(name.lower(), lower, 1)
+    return f"; did you mean {lower[found[0]]!r}?" if found else ""
+
+
+def declared_names(table: pa.Table, task: Task) -> tuple[str, ...] | None:
     """The label names in the metadata that `datasets` writes into parquet files, if there are any."""
     raw = (table.schema.metadata or {}).get(b"huggingface")
     if raw is None:

@@ -14,35 +14,37 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bertpipe.config import listed
+from bertpipe.config import TaskConfig, listed
+from bertpipe.downstream import own_task
 from bertpipe.downstream.kind import Split, Task
-from bertpipe.downstream.task_sources import SOURCES, is_there
+from bertpipe.downstream.task_sources import SOURCES, Source, is_there
 from bertpipe.errors import ConfigError, DataError
 
 ALL = "all"
 
 
-def get(name: str) -> Task:
-    """The row called `name`; ConfigError lists the choices."""
+def get(name: str, own: TaskConfig | None = None) -> Task:
+    """The row called `name`, which may be the task `own`; ConfigError lists the choices."""
+    if own is not None and name == own_task.name_of(own):
+        return own_task.row(own, TASKS)
     if name not in TASKS:
         raise ConfigError(f"finetune.tasks: no task called {name!r}; choose from {', '.join(TASKS)}")
     return TASKS[name]
 
 
-def chosen(names: str | list[str], data: str | None) -> list[str]:
-    """The tasks that `finetune.tasks` names: the entries themselves, or with `all` those that can be had.
+def chosen(names: str | list[str], data: str | None, own: TaskConfig | None = None) -> list[str]:
+    """The tasks that `finetune.tasks` names, and `own`: the entries themselves, or with `all` those that can be had.
 
     Of a folder, those that it holds; of the Hub, those of GLUE. Raises DataError for a folder that holds none.
     """
     entries = listed(names)
-    if ALL not in entries:
-        return entries
-    if len(entries) > 1:
-        raise ConfigError(f"finetune.tasks: {ALL!r} stands alone, got {', '.join(entries)}")
-    found = available(data) if data is not None else [name for name, task in TASKS.items() if task.source == "glue"]
-    if not found:
-        raise DataError(f"{data}: no task there; finetune.data needs <task>/{{train,validation,test}}.parquet")
-    return found
+    if ALL in entries:
+        if len(entries) > 1:
+            raise ConfigError(f"finetune.tasks: {ALL!r} stands alone, got {', '.join(entries)}")
+        entries = available(data) if data is not None else [n for n, task in TASKS.items() if task.source == "glue"]
+        if not entries:
+            raise DataError(f"{data}: no task there; finetune.data needs <task>/{{train,validation,test}}.parquet")
+    return list(dict.fromkeys([*entries, *([own_task.name_of(own)] if own else [])]))
 
 
 def available(data: str) -> list[str]:
@@ -50,22 +52,33 @@ def available(data: str) -> list[str]:
     return [name for name, task in TASKS.items() if SOURCES[task.source].gathered and is_there(task, data)]
 
 
-def load(name: str, data: str | None = None, train: bool = True) -> dict[str, Split]:
+def load(name: str, data: str | None = None, own: TaskConfig | None = None, train: bool = True) -> dict[str, Split]:
     """Read and check the splits of a task: train (if wanted), validation and, where there is one, test.
 
     `data` is a folder of `<task>/<split>.parquet`; None loads the task's data set from the Hub (or from its cache).
-    Raises ConfigError for an unknown task, and DataError, naming file, column and row, for data that can't be used.
+    `own` is `finetune.task`. Raises ConfigError for an unknown task, and DataError, naming file, column and row, for
+    data that can't be used.
     """
-    task = replace(get(name), trained=train)
-    return SOURCES[task.source].load(task, data)
+    return _source(name, own).load(replace(get(name, own), trained=train), data)
 
 
 def identify(
-    names: Iterable[str], data: str | None = None, cache: Path | None = None, train: bool = True
+    names: Iterable[str],
+    data: str | None = None,
+    cache: Path | None = None,
+    own: TaskConfig | None = None,
+    train: bool = True,
 ) -> dict[str, Any]:
     """Content identity of the raw inputs of these tasks, for the fingerprint of what is made from them."""
-    wanted = [replace(get(name), trained=train) for name in names]
-    return {task.name: SOURCES[task.source].identify(task, data, cache) for task in wanted}
+    wanted = [replace(get(name, own), trained=train) for name in names]
+    return {task.name: _source(task.name, own).identify(task, data, cache) for task in wanted}
+
+
+def _source(name: str, own: TaskConfig | None) -> Source:
+    """Where the data of a task comes from."""
+    if own is not None and name == own_task.name_of(own):
+        return own_task.OwnTable(own)
+    return SOURCES[get(name).source]
 
 
 _ONE, _PAIR, _NLI = ("sentence",), ("sentence1", "sentence2"), ("premise", "hypothesis")

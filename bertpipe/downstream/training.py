@@ -17,12 +17,12 @@ import torch
 from bertpipe import outside
 from bertpipe.config import Config, FinetuneConfig
 from bertpipe.data.batches import Examples, ExampleSlots, pack_examples
-from bertpipe.downstream import baselines, grid, tasks
+from bertpipe.downstream import baselines, grid, start_checks, tasks
 from bertpipe.downstream.baselines import BASELINES
-from bertpipe.downstream.grid import MODEL, SCRATCH, point_of
+from bertpipe.downstream.grid import MODEL, SCRATCH, point_of, points
 from bertpipe.downstream.kind import Encoded, Kind, Outputs, Split, Task
 from bertpipe.downstream.kinds import KINDS
-from bertpipe.errors import ConfigError, DivergedError
+from bertpipe.errors import ConfigError, DataError, DivergedError
 from bertpipe.model import encoders, kernels
 from bertpipe.model.labelled import HEADS_OF, Head, Labelled
 from bertpipe.train import loop
@@ -69,9 +69,11 @@ class Job:
         return self.tokenizer.pad_token_id or 0
 
     @cached_property
-    def floor(self) -> float:
+    def floor(self) -> float | None:
         """The headline score of the most frequent training label; 0 for a form of task that has none, and without
-        training data."""
+        training data; None where validation has no labels, so that nothing is scored."""
+        if self.splits[self.task.validation].labels is None:
+            return None
         majority, kind = BASELINES["majority"], self.task.kind
         if "train" not in self.splits or kind not in majority.kinds or kind in majority.others:
             return 0.0
@@ -82,8 +84,17 @@ class Job:
         """Whether it is evaluated, or another one whose labels are known."""
         return split != "train" and self.splits[split].labels is not None
 
+    def remarks(self) -> list[tuple[str, str]]:
+        """What people should know of each split, `counts` in words among it."""
+        found = {split: [*data.remarks, *self.encoded[split].remarks] for split, data in self.splits.items()}
+        for split, counts in self.counts().items():
+            found[split] += [f"{reason.replace('_', ' ')} {number:,}" for reason, number in counts.items()]
+        return [(split, remark) for split, remarks in found.items() for remark in remarks]
+
     def score(self, split: str, predicted: Any) -> dict[str, float]:
-        """The task's metrics of a labelled split; of any but the one that chooses, named after it."""
+        """The task's metrics of a split, none if it has no labels; of any but the one that chooses, named after it."""
+        if self.splits[split].labels is None:
+            return {}
         task = replace(self.task, metric=self.task.diagnostic.get(split, self.task.metric))
         scores = self.kind.score(task, self.splits[split], predicted)
         return {task.prefix(split) + name: value for name, value in scores.items()}
@@ -106,8 +117,14 @@ class Job:
 def prepare(name: str, settings: FinetuneConfig, model: str, new_head: bool = False) -> Job:
     """Load and tokenize a task's data."""
     setting = "finetune.warm_start" if new_head else "finetune.model"
-    task, tokenizer = tasks.get(name), load_tokenizer_of(model, setting)
-    splits = tasks.load(name, settings.data, train=grid.is_trained(settings))
+    task = tasks.get(name, settings.task)
+    splits = tasks.load(name, settings.data, settings.task, grid.is_trained(settings))
+    if splits[task.validation].labels is None and len(points(settings)) > 1:
+        raise DataError(
+            f"{name}: {task.validation} has no labels, so nothing says which of several values is best; give "
+            "finetune.lr, batch_size and epochs one value each"
+        )
+    tokenizer = load_tokenizer_of(model, setting)
     encoded = {s: KINDS[task.kind].encode(split, tokenizer, settings) for s, split in splits.items()}
     return Job(task, splits, encoded, model, tokenizer, new_head)
 
@@ -153,12 +170,7 @@ def build(job: Job, settings: FinetuneConfig, init: str, seed: int, say: bool = 
             _start_pooler(model, missing, job, settings, say)
         else:
             _check_whole(job.model, missing, fields)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(job.tokenizer) > rows:
-        raise ConfigError(
-            f"finetune.model: its tokenizer has {len(job.tokenizer)} entries but the model only {rows} rows; "
-            f"they are not of one run"
-        )
+    start_checks.check_tokenizer(job.tokenizer, model)
     job.head.module.check(model)
     encoders.check_length(model, settings.max_length, "finetune.max_length")
     return model
@@ -195,7 +207,8 @@ def _check_whole(model: str, missing: set[str], fields: dict[str, Any]) -> None:
 
 
 def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Path | None) -> dict[str, Any]:
-    """Fine-tune one model; the epoch with the best headline score on validation counts and is kept.
+    """Fine-tune one model; the epoch with the best headline score on validation counts and is kept, the last one where
+    validation has no labels: then nothing is scored.
 
     The settings are those of one point (grid.at); without epochs the model is scored as it is. Writes records,
     predictions and (for init `model`) the model into `scratch` where that is given. A run that diverges has no scores;
@@ -203,6 +216,8 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
     """
     settings = cfg.finetune
     model = build(job, settings, init, seed, say=place.is_main)
+    for line in start_checks.oddities(job.model, job.tokenizer, model) if place.is_main and init != SCRATCH else []:
+        start_checks.say(line)
     kernel = kernels.choose(model.config, place.device, place.precision)
     kernels.settle(kernel, cfg.runtime.require_fast_attention, say=place.is_main)
     encoders.make_packed(model, cfg.runtime.gradient_checkpointing, kernel.name)
@@ -270,14 +285,14 @@ def failure(job: Job, outputs: Outputs, scores: dict[str, float]) -> str | None:
 
     Mosbach et al. 2021, section 3, after Dodge et al. 2020; they look at the last epoch, this at the one that counts.
     """
-    split, score = job.task.validation, scores[job.task.headline]
+    split, score = job.task.validation, scores.get(job.task.headline)
     predicted = job.decide(split, outputs)
-    if score >= 1:  # also where validation knows one answer only
+    if score is not None and score >= 1:  # also where validation knows one answer only
         return None
     if len(predicted) > 1 and all(np.array_equal(one, predicted[0]) for one in predicted):
         line = job.kind.line(job.splits[split], job.encoded[split], outputs, predicted, 0)
         return f"predicts {line.get('prediction')!r} for every example"
-    if score <= job.floor:
+    if score is not None and job.floor is not None and score <= job.floor:
         return f"scores {score:.3f}, no more than the same answer to every example ({job.floor:.3f})"
     return None
 
@@ -298,13 +313,14 @@ def recipe(settings: FinetuneConfig, steps: int) -> Recipe:
 
 
 class _Best:
-    """Scores the model on validation when called, and remembers the best epoch's weights."""
+    """Scores the model on validation when called, and remembers the weights of the best epoch; where validation has no
+    labels, of the last."""
 
     def __init__(self, job: Job, objective: Labelled, place: Place, patience: int | None):
         self.job, self.objective, self.place, self.patience = job, objective, place, patience
         self.scores: dict[str, float] = {}
         self.epoch = 0
-        self.history: list[float] = []
+        self.history: list[float | None] = []
         self.weights: dict[str, torch.Tensor] = {}
         self.outputs = Outputs(np.zeros((0, 1), np.float32), np.zeros(1, np.int64))
 
@@ -314,8 +330,8 @@ class _Best:
         if not np.isfinite(outputs.logits).all():
             raise DivergedError(f"epoch {len(self.history) + 1}: logits on {split} are not finite; lower finetune.lr")
         scores = self.job.score(split, self.job.decide(split, outputs))
-        self.history.append(scores[headline])
-        if not self.weights or scores[headline] > self.scores[headline]:
+        self.history.append(scores.get(headline))
+        if not self.weights or not scores or scores[headline] > self.scores[headline]:
             self.scores, self.epoch, self.outputs = scores, len(self.history), outputs
             self.weights = {n: t.detach().to("cpu", copy=True) for n, t in self.objective.model.state_dict().items()}
         return {f"eval_{name}": value for name, value in scores.items()}

@@ -33,7 +33,8 @@ class Labelled(Objective):
 
 
 class SequenceLabel(Labelled):
-    """Classification (cross-entropy) or regression (squared error) of whole sequences, on a stock head."""
+    """Whole sequences on a stock head: classification (cross-entropy), multi-label classification (the mean over the
+    labels of each one's binary cross-entropy) or regression (squared error), by the stock config's `problem_type`."""
 
     @classmethod
     def check(cls, model: Any) -> None:
@@ -54,12 +55,21 @@ class SequenceLabel(Labelled):
         correct, count = logits.new_zeros(()), logits.new_tensor(float(num))
         if labels is None or num == 0:
             loss = logits.sum() * 0
-        elif self.model.config.num_labels == 1:
+        elif self.problem == "multi_label_classification":
+            loss = F.binary_cross_entropy_with_logits(kept, labels, reduction="sum") / kept.shape[1]
+            correct = ((kept.detach() > 0) == (labels > 0.5)).all(-1).sum().float()
+        elif self.problem == "regression":
             loss = F.mse_loss(kept[:, 0], labels, reduction="sum")
         else:
             loss = F.cross_entropy(kept, labels, reduction="sum")
             correct = (kept.detach().argmax(-1) == labels).sum().float()
         return {"loss": loss, "correct": correct, "count": count, "logits": kept}
+
+    @property
+    def problem(self) -> str:
+        """As the stock class guesses it where its config is silent: one output is a number."""
+        config = self.model.config
+        return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
 
     def count(self, batch: Any) -> int:
         """Sequences."""

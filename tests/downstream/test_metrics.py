@@ -71,9 +71,14 @@ def test_correlations_by_definition():
     assert scores == {name: pytest.approx(value, abs=1e-12) for name, value in expected.items()}
 
 
+def as_taken(metric: str, codes: list[int]) -> list:
+    """The codes, for a metric of sets of labels as sets of one label."""
+    return [[code] for code in codes] if metric == "micro_and_macro_f1" else codes
+
+
 @pytest.mark.parametrize("metric", CODED)
 def test_perfect_is_one(metric):
-    labels = [0, 1, 1, 0, 1]
+    labels = as_taken(metric, [0, 1, 1, 0, 1])
     assert compute(metric, labels, labels) == {name: pytest.approx(1.0) for name in compute(metric, labels, labels)}
 
 
@@ -82,7 +87,7 @@ def test_perfect_is_one(metric):
     "answers", [([1, 1, 1], [0, 1, 1]), ([0, 0, 0], [0, 1, 1]), ([0, 1, 1], [1, 1, 1]), ([1], [1])]
 )
 def test_constant_answers_are_defined(metric, answers):
-    scores = compute(metric, *answers)
+    scores = compute(metric, *(as_taken(metric, codes) for codes in answers))
     assert all(type(value) is float and -1 <= value <= 1 for value in scores.values())
     json.dumps(scores, allow_nan=False)
 
@@ -126,7 +131,7 @@ from bertpipe.downstream.metrics import METRICS, compute
 np.random.seed(3); torch.manual_seed(3)
 before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 for metric in METRICS:
-    tags = [["O", "B-x"]] if metric == "entities" else [0, 1, 1]
+    tags = [["O", "B-x"]] if metric == "entities" else [[0], [1], [1]] if metric == "micro_and_macro_f1" else [0, 1, 1]
     compute(metric, tags, tags)
 assert before == (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 """

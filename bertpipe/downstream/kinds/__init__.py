@@ -3,6 +3,7 @@
 from bertpipe.downstream.kind import Kind
 from bertpipe.downstream.kinds.answers import Answers
 from bertpipe.downstream.kinds.choices import Choices
+from bertpipe.downstream.kinds.multi_label import MultiLabel
 from bertpipe.downstream.kinds.sequences import Classification, Regression
 from bertpipe.downstream.kinds.tokens import Tokens
 
@@ -12,4 +13,5 @@ KINDS: dict[str, Kind] = {
     "choices": Choices(),
     "tokens": Tokens(),
     "answers": Answers(),
+    "multi_label": MultiLabel(),
 }

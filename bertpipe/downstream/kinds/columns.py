@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bertpipe.downstream.kind import UNLABELLED
+from bertpipe.downstream.task_sources import near
 from bertpipe.errors import DataError
 
 if TYPE_CHECKING:
@@ -86,3 +92,47 @@ def identifiers(table: pa.Table) -> list[int] | list[str]:
 def num_empty(texts: list[tuple[str, ...]]) -> int:
     """How many examples have a text of white space alone."""
     return sum(not all(text.strip() for text in example) for example in texts)
+
+
+def class_names(table: pa.Table, column: str, where: str) -> list[Any]:
+    """A column of classes by name, or of lists of them: texts as they are, whole numbers and booleans as JSON has them.
+
+    None: no label, which a null, an empty text and -1 mean. DataError for what is no name.
+    """
+    values = _decoded(table, column, where)
+    return [_class_name(value, f"{where}: row {row}: column {column!r}") for row, value in enumerate(values)]
+
+
+def _class_name(value: Any, place: str) -> Any:
+    if isinstance(value, list):
+        names = [_class_name(one, place) for one in value]
+        if None in names:
+            raise DataError(f"{place} has an empty text, a null or -1 in its list; leave it out")
+        return names
+    if isinstance(value, float):
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
+    if value is None or value == UNLABELLED or (isinstance(value, str) and value.strip() in ("", str(UNLABELLED))):
+        return None
+    if not isinstance(value, bool | int | str):
+        raise DataError(f"{place} is {str(value)[:60]}, not a class (a text or a whole number)")
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Each name once, sorted: by value where all are whole numbers, else as text."""
+    each = set(names)
+    numbers = all(re.fullmatch(r"[+-]?[0-9]{1,18}", name) for name in each)
+    return tuple(sorted(each, key=(lambda name: (int(name), name)) if numbers else None))
+
+
+def codes_of(values: Sequence[str], rows: Iterable[int], names: tuple[str, ...], column: str, where: str) -> list[int]:
+    """The place of each value in `names`; DataError for one that isn't there, which stands in its row of `rows`."""
+    codes = {name: code for code, name in enumerate(names)}
+    for row, value in zip(rows, values, strict=True):
+        if value not in codes:
+            shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            raise DataError(
+                f"{where}: row {row}: column {column!r} has the label {value!r}, which no training row has; they have "
+                f"{shown}{near(value, names)}"
+            )
+    return [codes[value] for value in values]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from bertpipe.data.batches import Examples
 from bertpipe.downstream.encode import encode_texts
-from bertpipe.downstream.kind import UNLABELLED, Encoded, Kind, Outputs, Split, Task, name_fields
+from bertpipe.downstream.kind import OWN, UNLABELLED, Encoded, Kind, Outputs, Split, Task, name_fields
 from bertpipe.downstream.kinds import columns
 from bertpipe.errors import DataError
 
@@ -27,6 +28,8 @@ class Sequences(Kind):
     """What both have in common."""
 
     head = "sequence"
+    problem: str
+    """`problem_type` of the stock config."""
 
     def read(self, table: pa.Table, task: Task, split: str, where: str, names: tuple[str, ...] | None) -> Split:
         """Texts and labels; see Kind."""
@@ -35,22 +38,29 @@ class Sequences(Kind):
                 f"{where}: column {task.label!r} names its codes {names}, the task {task.name} {task.labels}"
             )
         texts = columns.texts(table, task, where)
-        return Split(
-            texts=texts,
-            labels=self._labels(table, task, split, where) if task.label in table.column_names else None,
-            ids=columns.identifiers(table),
-            label_names=task.labels,
-            num_empty=columns.num_empty(texts),
-        )
+        labels, label_names = None, task.labels or names
+        if task.label in table.column_names:
+            if task.labels == ():
+                labels, label_names = self._named(table, task, split, where, names)
+            else:
+                labels = self._labels(table, task, split, where)
+        empty, remarks = columns.num_empty(texts), []
+        if empty:
+            remarks.append(f"{empty} of {len(texts)} with an empty text; kept")
+        if labels is None and split in task.evaluated:
+            remarks.append("without labels; predicted, not scored")
+        return Split(texts, labels, columns.identifiers(table), label_names, empty, remarks=tuple(remarks))
 
     def encode(self, split: Split, tokenizer: Any, settings: FinetuneConfig) -> Encoded:
         """[CLS] a [SEP], or [CLS] a [SEP] b [SEP], cut to `finetune.max_length`."""
         tokens = encode_texts(split.texts, tokenizer, settings.max_length)
-        return Encoded(Examples(tokens.input_ids, tokens.token_type_ids, split.labels), tokens.num_truncated)
+        examples = Examples(tokens.input_ids, tokens.token_type_ids, split.labels)
+        cut = f"{tokens.num_truncated} of {len(split)} longer than finetune.max_length ({settings.max_length}); cut"
+        return Encoded(examples, tokens.num_truncated, remarks=(cut,) if tokens.num_truncated else ())
 
     def model_fields(self, split: Split) -> dict[str, Any]:
-        """The labels' names, or one output."""
-        return name_fields(split.label_names)
+        """The labels' names, or one output; and the stock loss."""
+        return name_fields(split.label_names) | {"problem_type": self.problem}
 
     def score(self, task: Task, split: Split, predicted: np.ndarray) -> dict[str, float]:
         """By the task's metric."""
@@ -59,7 +69,7 @@ class Sequences(Kind):
         return compute(task.metric, predicted, split.labels)
 
     def _labels(self, table: pa.Table, task: Task, split: str, where: str) -> np.ndarray | None:
-        """[rows] int64 codes or float32 numbers; None for a split to predict without labels (all -1 or null)."""
+        """[rows] int64 codes or float32 numbers; None where none is labelled (all -1 or null) and it isn't train."""
         import pyarrow as pa
 
         column = table[task.label]
@@ -69,13 +79,16 @@ class Sequences(Kind):
         if not fits:
             wanted = f"the integer codes {_codes(task)}" if classify else "numbers"
             raise DataError(f"{where}: column {task.label!r} holds {kind}, the task {task.name} needs {wanted}")
-        values = column.cast(pa.float64(), safe=False).fill_null(UNLABELLED).to_numpy()
+        values = column.cast(pa.float64(), safe=False).fill_null(math.nan).to_numpy()
         missing = (values == UNLABELLED) | np.isnan(values)
-        if split in task.predicted and missing.all():
+        if split != "train" and missing.all():
             return None
+        none = "-1 or null"
+        if task.source == OWN and not classify:  # -1 is a number as others are
+            missing, none = np.isnan(values), "null"
         if missing.any():
             row = int(missing.argmax())
-            raise DataError(f"{where}: row {row}: column {task.label!r} is -1 or null; label the row or remove it")
+            raise DataError(f"{where}: row {row}: column {task.label!r} is {none}; label the row or remove it")
         if not classify:
             outside = ~np.isfinite(values)
         else:
@@ -87,6 +100,31 @@ class Sequences(Kind):
             raise DataError(f"{where}: row {row}: column {task.label!r} is {values[row]:g}, not {wanted}")
         return values.astype(np.int64 if classify else np.float32)
 
+    def _named(
+        self, table: pa.Table, task: Task, split: str, where: str, names: tuple[str, ...] | None
+    ) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+        """The same where the row leaves the names of the classes to the data: (labels, `names` or those found)."""
+        import pyarrow as pa
+
+        if pa.types.is_nested(table.schema.field(task.label).type):
+            raise DataError(
+                f"{where}: column {task.label!r} holds {table.schema.field(task.label).type}, not one class a row; for "
+                "lists of them the kind is multi_label"
+            )
+        values = columns.class_names(table, task.label, where)
+        if split != "train" and not any(values):
+            return None, names
+        if None in values:
+            raise DataError(
+                f"{where}: row {values.index(None)}: column {task.label!r} is empty, null or -1, which is no label; "
+                "label the row or remove it"
+            )
+        found = names or columns.in_order(values)
+        if len(found) == 1:
+            raise DataError(f"{where}: column {task.label!r} is {found[0]!r} in every row; classification needs two")
+        codes = columns.codes_of(values, range(len(values)), found, task.label, where)
+        return np.array(codes, np.int64), found
+
 
 def _codes(task: Task) -> str:
     """`0 (negative), 1 (positive)`, or where the codes are the names `0, 1`"""
@@ -95,6 +133,8 @@ def _codes(task: Task) -> str:
 
 class Classification(Sequences):
     """One class of several."""
+
+    problem = "single_label_classification"
 
     def decide(self, split: Split, encoded: Encoded, outputs: Outputs) -> np.ndarray:
         """The likeliest code, int64 [examples]."""
@@ -118,6 +158,8 @@ class Classification(Sequences):
 
 class Regression(Sequences):
     """A number."""
+
+    problem = "regression"
 
     def decide(self, split: Split, encoded: Encoded, outputs: Outputs) -> np.ndarray:
         """float64 [examples]"""
