@@ -8,6 +8,7 @@ load, and docs/results/reliability.md is written from that file; so parts may be
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -117,14 +118,17 @@ def speed(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def repeats(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """The short tier's reliability tests again and again: how many runs of it failed."""
+    """The short tier's reliability tests again and again: how many runs of it failed. Ctrl-C ends them early."""
     files = [f"tests/train/test_{name}.py" for name in SHORT_TIER]
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *files]
     command += ["-m", "not slow and not torture", "-p", "no:cacheprovider"]
-    environment, failed = os.environ | {"OMP_NUM_THREADS": "1"}, 0
-    for _ in range(options.repeats):
-        failed += subprocess.call(command, cwd=ROOT, env=environment) != 0
-    return {"runs": options.repeats, "failed": failed}
+    environment, runs, failed = os.environ | {"OMP_NUM_THREADS": "1"}, 0, 0
+    with contextlib.suppress(KeyboardInterrupt):
+        while runs < options.repeats:
+            failed += subprocess.call(command, cwd=ROOT, env=environment) != 0
+            runs += 1
+            print(f"  run {runs} of {options.repeats}: {failed} failed so far", flush=True)
+    return {"runs": runs, "failed": failed}
 
 
 PARTS = {"kills": kills, "signals": signals, "long_tests": long_tests, "speed": speed, "repeats": repeats}
