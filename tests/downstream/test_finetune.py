@@ -114,7 +114,7 @@ def test_without_epochs_a_classifier_must_know_the_labels_in_this_order(start, t
         assert "train" not in job.splits
         if names[0] != "positive":
             assert training.build(job, settings, "model", 0).config.id2label == {0: "negative", 1: "positive"}
-    with pytest.raises(ConfigError, match="are positive, negative, and those of the task negative, positive"):
+    with pytest.raises(ConfigError, match="are positive, negative, those of the task negative, positive"):
         training.build(job, settings, "model", 0)
 
 
