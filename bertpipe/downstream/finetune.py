@@ -256,6 +256,8 @@ class _Scoring:
             return None
         best = cells[index]
         while not self._agreed(self.place.is_main and best.take_model(folder / "model")):
+            if self.place.is_main:
+                print(f"{self.name}: {best.run.name(several=True)} is made again, for its model", flush=True)
             again: Any = best.remaking() if self.place.is_main else contextlib.nullcontext()
             with again as scratch:
                 train(self._cfg(best), self.place, self.job, best.run.init, best.run.seed, scratch)

@@ -60,6 +60,8 @@ def test_only_what_is_new_is_made(trial, root, capsys, wider, num_new):
     assert len(after) - len(before) == num_new
     assert artifact.read_manifest(folder)["counts"]["runs_made"] == num_new
     printed = capsys.readouterr().out
+    if {"seeds"} == {*wider} and wider["seeds"] == SEEDS + 1:
+        assert "made again" not in printed, "the best model so far was kept"
     assert sum(line.startswith("run ") for line in printed.splitlines()) == num_new
 
 
@@ -94,10 +96,11 @@ def others(made: Path) -> list[int]:
     return [seed for seed in range(1, SEEDS + 1) if seed != best_of(made)]
 
 
-def test_a_model_that_was_dropped_is_made_again_bit_for_bit(trial, made, root, tmp_path_factory):
+def test_a_model_that_was_dropped_is_made_again_bit_for_bit(trial, made, root, tmp_path_factory, capsys):
     assert len(list((root / "cells").glob("*-model"))) == 1
     before = cells_of(root)
     narrower = tune(trial, root, seeds=others(made))
+    assert "is made again, for its model" in capsys.readouterr().out
     fresh = tune(trial, tmp_path_factory.mktemp("fresh"), seeds=others(made))
     assert contents(narrower / "sst2") == contents(fresh / "sst2")
     assert cells_of(root) == before, "the cell itself stays; only its model is new"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertpipe import artifact
-from bertpipe.downstream import grid, published, summary, table, training
+from bertpipe.downstream import cells, grid, published, summary, table, training
 from bertpipe.downstream.kind import Outputs
 from bertpipe.downstream.tasks import TASKS
 from bertpipe.errors import ArtifactError, ConfigError
@@ -115,6 +115,36 @@ def test_without_a_grid_names_are_as_they_were(trial):
     assert "tfidf-seed-1" not in names, "it has no classes"
 
 
+def finished(root: Path, lr: float, seed: int, score: float | None) -> cells.Cell:
+    """A cell of a run that came to `score`, or diverged."""
+    run = grid.Run("model", seed, grid.Point(lr, 8, 1))
+    one = cells.Cell("sst2", run, config(root, root).finetune, "", root / "cells" / f"{run.name(True)}")
+    with one.committing() as (scratch, _):
+        scores = {} if score is None else {"accuracy": score}
+        artifact.write_json(
+            scratch / "scores.json", {"scores": scores, "floor": 0.6, "failed": None if scores else "so"}
+        )
+    return one
+
+
+def test_a_point_that_diverges_is_never_chosen_over_one_with_scores(tmp_path):
+    """Although each of its runs counts as 0.6 in its own median, and the others come to less."""
+    runs = {(1.0, 1): None, (1.0, 2): None, (2.0, 1): 0.5, (2.0, 2): 0.4, (3.0, 1): 0.9, (3.0, 2): None}
+    made = [finished(tmp_path, lr, seed, score) for (lr, seed), score in runs.items()]
+    assert [one.run.point.lr for one in summary.choose(made, "model", "accuracy")] == [2.0, 2.0]
+    assert summary.best(made, "accuracy").run.point.lr == 3.0 and summary.best(made[:2], "accuracy") is None
+    assert [row["chosen"] for row in summary.grid_rows(made, "accuracy")] == [False, True, False]
+
+
+def test_models_are_kept_that_may_still_be_the_best(tmp_path):
+    """Of the leading point that is done, and of points that are not."""
+    done = [finished(tmp_path, lr, seed, lr + seed / 10) for lr in (0.1, 0.5, 0.3) for seed in (1, 2)]
+    begun = [finished(tmp_path, 0.05, 1, 0.05), finished(tmp_path, 0.05, 2, 0.04)]
+    missing = cells.Cell("sst2", grid.Run("model", 3, begun[0].run.point), begun[0].settings, "", tmp_path / "none")
+    kept = summary.wanted([*done, *begun, missing], "model", "accuracy")
+    assert [(one.run.point.lr, one.run.seed) for one in kept] == [(0.5, 2), (0.05, 1)]
+
+
 def test_points_are_the_product_in_order_and_names_tell_them_apart(trial):
     settings = config(trial, trial, lr=[2e-5, 3e-5, 2.0000001e-5], epochs=[2, 3], batch_size=[16, 32]).finetune
     points = grid.points(settings)
@@ -191,6 +221,9 @@ def test_a_collapse_is_named(jobs):
     wrong = np.flatnonzero(gold != majority)[:1]
     almost[wrong] = right[wrong]
     assert fail(job, almost) is None, "one better than the majority's answer"
+    lost = np.flatnonzero(gold == majority)[:1]
+    almost[lost] = 1 - right[lost]
+    assert fail(job, almost).startswith(f"scores {job.floor:.3f}, no more than"), "as good, and with two answers"
 
 
 def test_a_regression_that_answers_one_number_has_failed(jobs):
