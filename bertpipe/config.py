@@ -310,8 +310,7 @@ class FinetuneConfig(Section):
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout while fine-tuning; unset keeps the checkpoint's."""
     pooler: Literal["random", "identity"] = "random"
-    """How a pooler starts that the checkpoint hasn't got, as one of masked language modelling alone: random, as stock
-    classes do, or so that the head sees [CLS] as it was pretrained, under the pooler's tanh."""
+    """How a pooler that the checkpoint hasn't got starts: random as in stock classes, or giving the head tanh of [CLS]."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """As train.precision."""
 
