@@ -273,8 +273,7 @@ class FinetuneConfig(Section):
     seeds: int | list[int] = 3
     """Runs a task: a number n (seeds 1..n) or the seeds themselves."""
     baselines: str | list[str] = Field(default_factory=list)
-    """Compared with the model on the same data: majority, tfidf (classification), scratch (same architecture, random
-    weights, same recipe)."""
+    """Compared on the same data: majority, tfidf (classification), scratch (the same recipe from random weights)."""
     epochs: Epochs | list[Epochs] = 3
     """Passes over the training set; 0 scores a model that has its head already as it is. Several values of epochs,
     batch_size and lr, e.g. lr: [2e-5, 3e-5, 5e-5], make a grid; for each task the point with the best median over the
@@ -310,8 +309,7 @@ class FinetuneConfig(Section):
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout while fine-tuning; unset keeps the checkpoint's."""
     pooler: Literal["random", "identity"] = "random"
-    """How a pooler starts that the checkpoint hasn't got, as one of masked language modelling alone: random, as stock
-    classes do, or so that the head sees [CLS] as it was pretrained, under the pooler's tanh."""
+    """How a pooler that the checkpoint lacks starts: random as in stock classes, or giving the head tanh of [CLS]."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """As train.precision."""
 

@@ -48,6 +48,21 @@ def by_drawing(score: Callable[[list[int]], float], size: int) -> Weighted:
     return lambda weights: np.array([score(np.repeat(places, row).tolist()) for row in weights])
 
 
+def mean_of(values: np.ndarray) -> Weighted:
+    """Of what each example scores, float64 [examples]."""
+    return lambda weights: weights @ values / weights.sum(1)
+
+
+def f1_of(numbers: np.ndarray) -> Weighted:
+    """F1 over all examples together, of how many things each has right, predicted and labelled, int64 [examples, 3]."""
+
+    def f1(weights: np.ndarray) -> np.ndarray:
+        right, given, labelled = (weights @ numbers).T
+        return 2 * right / np.maximum(1, given + labelled)
+
+    return f1
+
+
 def draw(counts: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Weights of the cells in each resample, int64 [some, cells], `resamples` rows in all; `counts` are those of the
     examples as they are."""

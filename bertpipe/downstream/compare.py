@@ -22,7 +22,7 @@ from bertpipe.artifact import write_json
 from bertpipe.downstream import bootstrap, runs
 from bertpipe.downstream.bootstrap import Interval
 from bertpipe.downstream.grid import MODEL
-from bertpipe.downstream.runs import Run
+from bertpipe.downstream.runs import Run, is_right
 from bertpipe.errors import ArtifactError, DataError
 
 TEMPLATES = Path(__file__).parent
@@ -201,7 +201,7 @@ def _alone(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> tuple[int, int] 
     """Examples that one alone has right; None for numbers."""
     if isinstance(a[0]["label"], float):
         return None, None
-    right = [np.array([line["prediction"] == line["label"] for line in lines]) for lines in (a, b)]
+    right = [np.array([is_right(line) for line in lines]) for lines in (a, b)]
     return int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
 
 

@@ -6,7 +6,7 @@ What a run wrote is enough: neither the data nor the model is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +91,11 @@ def find(folder: Path) -> Iterator[Run]:
             place = path / "runs" / Path(row.get("folder", "")).name
             if row["init"] in TRAINED and "task" in (own := read_json(place / "scores.json")):
                 yield Run(place, own)
+
+
+def is_right(line: Mapping[str, Any]) -> bool:
+    """Whether the prediction of a line is the label; of a question whether it is one of the gold answers."""
+    return bool(line["exact"]) if "exact" in line else line["prediction"] == line["label"]
 
 
 def best(runs: Iterable[Run]) -> Run | None:

@@ -66,7 +66,11 @@ def confusion(gold: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.n
 
 def per_class(matrix: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
     """Precision, recall, F1 (0 where undefined) and support of each class of a confusion matrix."""
-    right, given, labelled = np.diag(matrix), matrix.sum(0), matrix.sum(1)
+    return rates(np.diag(matrix), matrix.sum(0), matrix.sum(1), names)
+
+
+def rates(right: np.ndarray, given: np.ndarray, labelled: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The same, of how often each class is right, predicted and labelled, int64 [K]."""
     shares = {
         "precision": right / np.maximum(given, 1),
         "recall": right / np.maximum(labelled, 1),
@@ -155,6 +159,23 @@ def _tokens(run: runs.Run, lines: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _sets(run: runs.Run, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of several labels an example; the surest of its wrong decisions counts."""
+    split, predicted = run.parse(lines)
+    labels = split.labels.astype(np.int64)
+    certainty = 1 / (1 + np.exp(-np.abs([line["logits"] for line in lines])))
+    worst = np.where(predicted != labels, certainty, 0).max(1)
+    surest = np.argsort(-worst, kind="stable")[: min(MAX_MISTAKES, int((worst > 0).sum()))]
+    return {
+        "per_class": rates((labels & predicted).sum(0), predicted.sum(0), labels.sum(0), run.names or ()),
+        "num_wrong": int((worst > 0).sum()),
+        "mistakes": [
+            _shown(lines[row]) | {"probability": float(worst[row]), "gold_probability": float(1 - worst[row])}
+            for row in surest
+        ],
+    }
+
+
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
@@ -177,14 +198,31 @@ def _regression(run: runs.Run, lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _plain(run: runs.Run, lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Of a form without a view of its own: examples whose prediction is not the label, in the split's order."""
-    wrong = [line for line in lines if line["prediction"] != line["label"]]
+    wrong = [line for line in lines if not runs.is_right(line)]
     return {"num_wrong": len(wrong), "mistakes": [_shown(line) for line in wrong[:MAX_MISTAKES]]}
 
 
+def _answers(run: runs.Run, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of questions: those answered worst, the surest first, with the part of the context that they ask for."""
+    wrong = [line for line in lines if not runs.is_right(line)]
+    mistakes = []
+    for line in sorted(wrong, key=lambda line: (line["f1"], -line["score"]))[:MAX_MISTAKES]:
+        question, context = line["text"]
+        place = context.find(next(iter(line["label"]), line["answer"]))
+        start = max(0, place - MAX_CHARACTERS // 2)
+        shown = ("… " if start else "") + context[start:]
+        mistakes.append(_shown(line | {"text": [question, shown]}) | {"f1": line["f1"]})
+    return {"num_wrong": len(wrong), "mistakes": mistakes}
+
+
 def _shown(line: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a line stands on the page, its texts cut to MAX_CHARACTERS."""
+    """What of a line stands on the page: its texts cut to MAX_CHARACTERS, several answers side by side."""
     cut = [text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + " …" for text in line.get("text", ())]
-    return {"id": line["id"], "text": cut, "label": line["label"], "prediction": line["prediction"]}
+    answers = {}
+    for key in ("label", "prediction"):
+        answer = line[key]
+        answers[key] = " | ".join(dict.fromkeys(map(str, answer))) if isinstance(answer, list) else answer
+    return {"id": line["id"], "text": cut} | answers
 
 
 def by_length(run: runs.Run, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -197,22 +235,21 @@ def by_length(run: runs.Run, lines: list[dict[str, Any]]) -> dict[str, Any] | No
     for chosen in length_bins(lengths):
         split, predicted = run.parse([lines[row] for row in chosen])
         figures: dict[str, Any] = {"shortest": int(lengths[chosen].min()), "longest": int(lengths[chosen].max())}
-        figures |= {"num": len(chosen), "score": run.score(split, predicted)}
-        bins.append(figures | _spread(run, split, predicted))
+        bins.append(figures | {"num": len(chosen)} | _score(run, split, predicted))
     return {"unit": unit, "bins": bins}
 
 
-def _spread(run: runs.Run, split: Split, predicted: Any) -> dict[str, float]:
-    """The interval of a score over resampled examples; empty where it would take long."""
+def _score(run: runs.Run, split: Split, predicted: Any) -> dict[str, float]:
+    """The headline score, with the interval over resampled examples unless that would take long."""
     if (run.task.metric, run.task.headline) in bootstrap.FACTORIES:
-        (gold, predicted), counts = bootstrap.cells(np.asarray(split.labels), np.asarray(predicted))
-        score = bootstrap.weighted(run.task.metric, run.task.headline, gold, predicted)
+        (gold, answers), counts = bootstrap.cells(np.asarray(split.labels), np.asarray(predicted))
+        score = bootstrap.weighted(run.task.metric, run.task.headline, gold, answers)
     else:
         score, counts = run.kind.weighted(run.task, split, predicted), np.ones(len(split), np.int64)
     if score is None:
-        return {}
+        return {"score": run.score(split, predicted)}
     found = bootstrap.interval([score], counts, RESAMPLES)
-    return {"lowest": found.lowest, "highest": found.highest}
+    return {"score": found.value, "lowest": found.lowest, "highest": found.highest}
 
 
 def measure(texts: Sequence[Sequence[str]]) -> tuple[str, np.ndarray]:
@@ -251,6 +288,8 @@ VIEWS = {
     "classification": _classification,
     "choices": _classification,
     "regression": _regression,
+    "multi_label": _sets,
     "tokens": _tokens,
+    "answers": _answers,
 }
 """What is shown of a form of task beside what is shown of all."""

@@ -12,17 +12,22 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from bertpipe.downstream import runs, tasks, understanding
+from bertpipe.downstream.kind import Split, Task
+from bertpipe.downstream.kinds import KINDS
+from bertpipe.downstream.kinds.answers import Gold
 from bertpipe.downstream.metrics import compute
+from bertpipe.downstream.spans import Answer
 from bertpipe.downstream.task_figures import task_figures
 
 WORDS = ["the", "value", "of", "a", "function", "is", "returned", "to", "its", "caller", "as", "one", "new", "array"]
 
 
 def write_run(
-    folder: Path, name: str, lines: list[dict], scores: dict, seed: int = 1, init: str = "model", labels=None, **more
+    folder: Path, name, lines: list[dict], scores: dict, seed: int = 1, init: str = "model", labels=None, **more
 ) -> Path:
-    """A run's folder below `folder`, an artifact, as the finetune stage leaves it."""
-    task = tasks.get(name)
+    """A run's folder below `folder`, an artifact, as the finetune stage leaves it; `name` of a task, or a Task."""
+    task = tasks.get(name) if isinstance(name, str) else name
+    name = task.name
     path = folder / name / "runs" / f"{init}-seed-{seed}"
     path.mkdir(parents=True)
     listed = folder / name / "scores.json"
@@ -190,6 +195,92 @@ def test_a_regression(tmp_path):
     assert facts["mean_error"] == pytest.approx(np.mean(list(errors.values())))
     assert len(facts["scatter"]["gold"]) == len(facts["scatter"]["predicted"]) == understanding.MAX_DOTS
     assert set(task_figures(facts)) == {"scatter", "length", "loss", "epochs"}
+
+
+TOPICS = Task("topics", "multi_label", ("text",), "tags", (), "micro_and_macro_f1", "f1", "own")
+
+
+def tagged(size: int) -> tuple[list[dict], np.ndarray, np.ndarray]:
+    """Lines of a multi-label task of three labels, its labels and predictions as 0 and 1."""
+    draw = np.random.default_rng(0)
+    gold, logits = draw.integers(0, 2, (size, 3)), draw.normal(size=(size, 3)).round(3)
+    predicted = (logits > 0).astype(np.int64)
+    gold[: size // 2] = predicted[: size // 2]
+    lines = [
+        {
+            "id": row,
+            "prediction": [name for name, on in zip("abc", predicted[row], strict=True) if on],
+            "label": [name for name, on in zip("abc", gold[row], strict=True) if on],
+            "logits": logits[row].tolist(),
+            "text": [" ".join(WORDS[: 1 + row % 9])],
+        }
+        for row in range(size)
+    ]
+    return lines, gold, predicted
+
+
+def test_multi_label(tmp_path):
+    lines, gold, predicted = tagged(200)
+    write_run(tmp_path, TOPICS, lines, compute("micro_and_macro_f1", predicted, gold), labels=list("abc"))
+    facts = understanding.understand(tmp_path / "topics")
+    expected = sk.precision_recall_fscore_support(gold, predicted, average=None, zero_division=0.0)
+    for row, *values in zip(facts["per_class"], *expected, strict=True):
+        assert [row["precision"], row["recall"], row["f1"], row["support"]] == pytest.approx(values)
+    wrong = (gold != predicted).any(1)
+    assert facts["num_wrong"] == wrong.sum() > 20
+    logits = np.where(gold != predicted, np.abs([line["logits"] for line in lines]), 0).max(1)
+    assert [row["id"] for row in facts["mistakes"]] == np.argsort(-logits, kind="stable")[:20].tolist()
+    first = facts["mistakes"][0]
+    assert first["probability"] == pytest.approx(1 / (1 + np.exp(-logits.max())))
+    assert first["label"] == " | ".join(lines[first["id"]]["label"])
+    assert set(task_figures(facts)) == {"length", "loss", "epochs"}
+
+
+def answered(size: int) -> list[dict]:
+    """Lines of SQuAD 2.0: some answers are right, some partly, some withheld, rightly or not."""
+    draw, lines = np.random.default_rng(0), []
+    for row in range(size):
+        context = " ".join(draw.choice(WORDS, 300))
+        gold = [] if row % 3 == 0 else [context[900:915], context[900:920]]
+        text = [context[900:915], context[905:930], context[:9]][draw.integers(3)]
+        answer = Answer(text, float(draw.normal()), float(draw.normal()), withheld=bool(draw.random() < 0.3))
+        split = Split([("who?", context)], [[Gold(g, 0, 0) for g in gold]], [f"q{row}"], None)
+        line = KINDS["answers"].line(split, None, None, [answer], 0)
+        lines.append({"id": f"q{row}"} | json.loads(json.dumps(line)) | {"text": ["who?", context]})
+    return lines
+
+
+def test_questions(tmp_path):
+    lines = answered(120)
+    split, predicted = KINDS["answers"].parse(lines, None)
+    scores = KINDS["answers"].score(tasks.get("squad_v2"), split, predicted)
+    write_run(tmp_path, "squad_v2", lines, scores)
+    facts = understanding.understand(tmp_path / "squad_v2")
+    by_id = {line["id"]: line for line in lines}
+    assert facts["num_wrong"] == sum(not line["exact"] for line in lines) > 20
+    shown = [by_id[row["id"]] for row in facts["mistakes"]]
+    assert all(not line["exact"] for line in shown)
+    assert [line["f1"] for line in shown] == sorted(line["f1"] for line in lines if not line["exact"])[:20]
+    for row, line in zip(facts["mistakes"], shown, strict=True):
+        question, context = row["text"]
+        assert question == "who?" and len(context) <= understanding.MAX_CHARACTERS + 4
+        assert next(iter(line["label"]), line["answer"]) in context
+        assert row["prediction"] == line["prediction"] and (row["prediction"] == "") == line["withheld"]
+    assert facts["by_length"]["bins"][0]["lowest"] < facts["score"]
+
+
+@pytest.mark.parametrize(
+    ("task", "make", "names"),
+    [(TOPICS, lambda: tagged(30)[0], tuple("abc")), (tasks.get("squad_v2"), lambda: answered(30), None)],
+    ids=["multi_label", "answers"],
+)
+def test_quick_scores_are_those_of_repeated_examples(task, make, names):
+    kind, lines = KINDS[task.kind], make()
+    quick = kind.weighted(task, *kind.parse(lines, names))
+    weights = np.random.default_rng(0).integers(0, 3, (4, len(lines)))
+    for row, found in zip(weights, quick(weights), strict=True):
+        repeated = [line for line, times in zip(lines, row, strict=True) for _ in range(times)]
+        assert found == pytest.approx(kind.score(task, *kind.parse(repeated, names))[task.headline])
 
 
 def test_a_large_split_makes_a_small_page(tmp_path):

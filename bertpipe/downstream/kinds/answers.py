@@ -12,8 +12,11 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from bertpipe.data.batches import Examples
 from bertpipe.downstream import squad_metric
+from bertpipe.downstream.bootstrap import Weighted, mean_of
 from bertpipe.downstream.kind import Encoded, Kind, Outputs, Split, Task
 from bertpipe.downstream.kinds.columns import num_empty, strings
 from bertpipe.downstream.spans import Answer, decode, make_windows, place_labels
@@ -110,6 +113,16 @@ class Answers(Kind):
             return squad_metric.squad(texts, golds)
         withheld = [answer.withheld for answer in predicted if answer.withheld is not None]
         return squad_metric.squad_v2(texts, [answer.odds for answer in predicted], golds, withheld or None)
+
+    def weighted(self, task: Task, split: Split, predicted: list[Answer]) -> Weighted | None:
+        """The mean of what each question alone scores; for 2.0 of answers that `final` has been over, since a resample
+        has no threshold of its own."""
+        undecided = task.metric != "squad" and any(answer.withheld is None for answer in predicted)
+        if task.headline not in ("exact", "f1") or undecided:
+            return None
+        alone = (replace(split, labels=[golds]) for golds in split.labels)
+        scores = [self.score(task, own, [answer]) for own, answer in zip(alone, predicted, strict=True)]
+        return mean_of(np.array([row[task.headline] for row in scores]))
 
     def final(self, task: Task, predicted: list[Answer], scores: Mapping[str, float]) -> list[Answer]:
         """For 2.0, no answer where the odds say so: by the threshold that is best on validation."""

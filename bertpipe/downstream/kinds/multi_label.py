@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bertpipe.downstream.bootstrap import Weighted, f1_of
 from bertpipe.downstream.kind import Encoded, Outputs, Split, Task
 from bertpipe.downstream.kinds.columns import class_names, codes_of, in_order
 from bertpipe.downstream.kinds.sequences import Sequences
@@ -34,6 +35,13 @@ class MultiLabel(Sequences):
         from bertpipe.downstream.metrics import compute
 
         return compute(task.metric, predicted, split.labels.astype(np.int64))
+
+    def weighted(self, task: Task, split: Split, predicted: np.ndarray) -> Weighted | None:
+        """F1 over all decisions, from the sums of each example's."""
+        if task.headline != "f1":
+            return None
+        labels = split.labels.astype(np.int64)
+        return f1_of(np.column_stack([(labels & predicted).sum(1), predicted.sum(1), labels.sum(1)]))
 
     def line(self, split: Split, encoded: Encoded, outputs: Outputs, predicted: Any, row: int) -> dict[str, Any]:
         """Names of the labels, and the logits."""

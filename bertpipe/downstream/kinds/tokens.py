@@ -15,6 +15,7 @@ import numpy as np
 
 from bertpipe.data.batches import Examples
 from bertpipe.downstream import entities, windows
+from bertpipe.downstream.bootstrap import Weighted, f1_of
 from bertpipe.downstream.encode import encode_words, special_tokens
 from bertpipe.downstream.kind import UNLABELLED, Encoded, Kind, Outputs, Split, Task, name_fields
 from bertpipe.downstream.kinds.columns import identifiers, lists
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from bertpipe.config import FinetuneConfig
-    from bertpipe.downstream.bootstrap import Weighted
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,7 @@ class Tokens(Kind):
         if task.headline != "f1":
             return None
         rows = zip(_named(split, predicted), _named(split, split.labels), strict=True)
-        numbers = np.array([entities.total(entities.count([ours], [gold])) for ours, gold in rows])
-
-        def f1(weights: np.ndarray) -> np.ndarray:
-            right, ours, gold = (weights @ numbers).T
-            return 2 * right / np.maximum(1, ours + gold)
-
-        return f1
+        return f1_of(np.array([entities.total(entities.count([ours], [gold])) for ours, gold in rows]))
 
     def details(self, split: Split, predicted: Any) -> dict[str, Any]:
         """`per_type`: precision, recall, F1 and the numbers of entities of each type."""
