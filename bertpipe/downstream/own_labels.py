@@ -21,7 +21,7 @@ BLANK = ("", "nan", "-1", "-1.0")
 
 
 def settle(table: pa.Table, task: Task, labels: Sequence[str], separator: str | None, where: str) -> pa.Table:
-    """The table with row numbers in `idx`, if it has none, and the labels in the one column `task.label`.
+    """The table with ids in `idx`, if it has none those of `id` or row numbers, and the labels in column `task.label`.
 
     `labels` are the columns that hold them, perhaps none of them there; `separator` stands between those of a text.
     """
@@ -31,7 +31,8 @@ def settle(table: pa.Table, task: Task, labels: Sequence[str], separator: str | 
         if pa.types.is_dictionary(field.type):  # as pandas writes categories
             table = table.set_column(number, field.name, table[field.name].cast(field.type.value_type))
     if "idx" not in table.column_names:
-        table = table.append_column("idx", pa.array(range(table.num_rows)))
+        whole = "id" in table.column_names and table["id"].null_count == 0
+        table = table.append_column("idx", table["id"] if whole else pa.array(range(table.num_rows)))
     if len(labels) > 1 and labels[0] in table.column_names:
         return table.append_column(task.label, _ticked(table, labels, where))
     if task.label not in table.column_names:

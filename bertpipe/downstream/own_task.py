@@ -16,8 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bertpipe.artifact import identify_files
-from bertpipe.config import TaskConfig
+from bertpipe.config import TaskConfig, listed
 from bertpipe.downstream.kind import OWN, Split, Task
 from bertpipe.downstream.own_labels import settle
 from bertpipe.downstream.tables import ENDINGS, form_of, read_file
@@ -29,9 +31,13 @@ if TYPE_CHECKING:
 
 METRICS_OF = {"classification": ("accuracy_and_macro_f1", "accuracy"), "multi_label": ("micro_and_macro_f1", "f1")}
 """Metric and headline of a kind; of others those of its first row in the task table."""
-_SEQUENCES = (1, 2, "one column, or the two of a pair; join others in the file")
-TEXTS_OF = dict.fromkeys(("classification", "multi_label", "regression"), _SEQUENCES)
-TEXTS_OF["choices"] = (3, 100, "the column of the first text and those of the choices")
+TEXTS_OF = {
+    **dict.fromkeys(
+        ("classification", "multi_label", "regression"),
+        (1, 2, "one column, or the two of a pair; join others in the file"),
+    ),
+    "choices": (3, 100, "the column of the first text and those of the choices"),
+}
 """Least and most columns of the text, in words; of other kinds as many as the first row of the task table has."""
 SPLITS = ("train", "validation", "test")
 MAX_NAME = 100
@@ -54,23 +60,50 @@ def row(own: TaskConfig, table: dict[str, Task]) -> Task:
     if name in table or name == "all" or not re.fullmatch(r"\w[\w.-]{0,99}", name):
         reason = "is a task of the table" if name in table else "can't be the name of a folder"
         raise ConfigError(f"finetune.task.name: {name!r} {reason}; give the task a name of its own")
-    alike = next((task for task in table.values() if task.kind == kind), None)
-    if kind not in METRICS_OF and alike is None:
-        kinds = dict.fromkeys((*METRICS_OF, *(task.kind for task in table.values())))
+    like = {task.kind: task for task in reversed(table.values())}
+    if kind not in (*METRICS_OF, *like):
+        kinds = dict.fromkeys((*METRICS_OF, *like))
         raise ConfigError(f"finetune.task.kind: {kind!r} is not one of {', '.join(kinds)}{near(kind, kinds)}")
-    metric, headline = METRICS_OF.get(kind) or (alike.metric, alike.headline)  # type: ignore[union-attr]
-    text = tuple([own.text] if isinstance(own.text, str) else own.text)
-    labels = tuple([own.label] if isinstance(own.label, str) else own.label)
-    fewest, most, wanted = TEXTS_OF.get(kind) or (len(alike.text), len(alike.text), ", ".join(alike.text))  # type: ignore[union-attr]
+    _check_file(own)
+    metric, headline = METRICS_OF[kind] if kind in METRICS_OF else (like[kind].metric, like[kind].headline)
+    names: tuple[str, ...] | None = ()
+    if kind == "choices":
+        names = tuple(map(str, range(len(_listed(own.text)) - 1)))  # those behind the first text
+    elif kind in like and like[kind].labels is None:
+        names = None
+    text, label = _text(own, like.get(kind)), ", ".join(_labels(own))
+    return Task(name, kind, text, label, names, metric, headline, OWN, diagnostic={"test": metric})
+
+
+def _text(own: TaskConfig, like: Task | None) -> tuple[str, ...]:
+    """The columns of the text."""
+    text = _listed(own.text)
+    if own.kind in TEXTS_OF:
+        fewest, most, wanted = TEXTS_OF[own.kind]
+    else:
+        assert like is not None
+        fewest = most = len(like.text)
+        wanted = f"{most} columns, as {', '.join(like.text)} of the task {like.name}"
     if not fewest <= len(text) <= most or not all(text) or len(set(text)) < len(text):
         raise ConfigError(f"finetune.task.text: {own.text} must be {wanted}")
-    if not labels or not all(labels) or set(labels) & set(text) or len(set(labels)) < len(labels):
+    return text
+
+
+def _labels(own: TaskConfig) -> tuple[str, ...]:
+    """The columns of the label."""
+    labels = _listed(own.label)
+    if not labels or not all(labels) or set(labels) & set(_listed(own.text)) or len(set(labels)) < len(labels):
         raise ConfigError(f"finetune.task.label: {own.label} must be columns beside the text, each once")
-    if kind != "multi_label" and (len(labels) > 1 or own.label_separator is not None):
+    if own.kind != "multi_label" and (len(labels) > 1 or own.label_separator is not None):
         key = "label_separator" if len(labels) == 1 else "label"
-        raise ConfigError(f"finetune.task.{key}: several labels a row need finetune.task.kind: multi_label, not {kind}")
+        raise ConfigError(f"finetune.task.{key}: several labels a row need finetune.task.kind: multi_label")
     if own.label_separator is not None and (len(labels) > 1 or not own.label_separator):
         raise ConfigError("finetune.task.label_separator: needs characters that stand between labels in one column")
+    return labels
+
+
+def _check_file(own: TaskConfig) -> None:
+    """ConfigError for settings that no file can be read by."""
     if own.delimiter is not None and (len(own.delimiter) != 1 or own.delimiter in '"\r\n'):
         raise ConfigError(f"finetune.task.delimiter: {own.delimiter!r} must be one character, e.g. ';'")
     try:
@@ -79,12 +112,10 @@ def row(own: TaskConfig, table: dict[str, Task]) -> Task:
         raise ConfigError(
             f"finetune.task.encoding: no text encoding is called {own.encoding!r}; utf-8 is one"
         ) from None
-    named: tuple[str, ...] | None = ()
-    if kind == "choices":
-        named = tuple(map(str, range(len(text) - 1)))  # behind the first text
-    elif kind == "regression" or (alike and alike.labels is None):
-        named = None
-    return Task(name, kind, text, ", ".join(labels), named, metric, headline, OWN, diagnostic={"test": metric})
+
+
+def _listed(columns: str | list[str]) -> tuple[str, ...]:
+    return tuple(listed(columns))
 
 
 class OwnTable(Source):
@@ -105,7 +136,9 @@ class OwnTable(Source):
             held = _held_out(splits["train"].texts, self.own.validation_share, where)
             tables = {"validation": table.filter(held)} | tables
             paths = {"validation": paths["train"]} | paths
-            rest = self._rest(splits["train"], table.filter([not one for one in held]), task, where)
+            if task.labels == ():
+                _check_held_out(splits["train"], np.array(held), where)
+            rest = read(table.filter([not one for one in held]), task, "train", where, self._columns)
             remark = f"{sum(held)} of {len(held)} rows are held out for validation"
             splits = {"train": replace(rest, remarks=(remark, *rest.remarks))}
         for split in task.splits:
@@ -123,7 +156,8 @@ class OwnTable(Source):
     @property
     def _columns(self) -> tuple[str, ...] | None:
         """The label names where each has a column of its own."""
-        return None if isinstance(self.own.label, str) or len(self.own.label) == 1 else tuple(self.own.label)
+        labels = _listed(self.own.label)
+        return labels if len(labels) > 1 else None
 
     def _paths(self) -> dict[str, Path]:
         """The file of each split that there is."""
@@ -157,17 +191,6 @@ class OwnTable(Source):
         require((*task.text, *(labels if found or split not in task.predicted else ())), table, str(path), task)
         return settle(table, task, labels, self.own.label_separator, str(path))
 
-    def _rest(self, whole: Split, table: pa.Table, task: Task, where: str) -> Split:
-        """The training split that is left; DataError for a label that was all held out."""
-        rest = read(table, task, "train", where, self._columns)
-        for name in whole.label_names or ():
-            if name not in (rest.label_names or ()):
-                raise DataError(
-                    f"{where}: every row with the label {name!r} was held out for validation; add rows of it or take "
-                    "them out, name a validation file in finetune.task.data, or change finetune.task.validation_share"
-                )
-        return rest
-
 
 def _files_in(folder: Path) -> dict[str, Path]:
     """The tables of a folder that are called as the splits."""
@@ -196,3 +219,17 @@ def _held_out(texts: Sequence[tuple[str, ...]], share: float, where: str) -> lis
         raise DataError(f"{where}: all rows have the same text; there is nothing to hold out for validation")
     chosen = set(different[: min(max(1, round(share * len(different))), len(different) - 1)])
     return [mark in chosen for mark in marks]
+
+
+def _check_held_out(whole: Split, held: np.ndarray, where: str) -> None:
+    """DataError for a label of which no row is left to train on; `held` is bool [examples]."""
+    labels, names = whole.labels, whole.label_names or ()
+    if not isinstance(labels, np.ndarray):  # of words, say
+        return
+    has = labels > 0 if labels.ndim == 2 else labels[:, None] == np.arange(len(names))
+    lost = has.any(0) & ~has[~held].any(0)
+    if lost.any():
+        raise DataError(
+            f"{where}: every row with the label {names[int(lost.argmax())]!r} was held out for validation; add rows "
+            "of it or take them out, or name a validation file in finetune.task.data"
+        )

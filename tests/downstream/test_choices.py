@@ -93,7 +93,7 @@ BAD = {
     "not text": (lambda t: put(t, "sent2", pa.array([1, 2, 3])), "column 'sent2' holds int64, not text"),
     "unknown label": (lambda t: put(t, "label", pa.array([0, 4, 1])), "row 1: column 'label' is 4, not one of 0, 1, 2"),
     "null label": (lambda t: put(t, "label", pa.array([0, 1, None])), "row 2: column 'label' is -1 or null"),
-    "secret": (lambda t: put(t, "label", pa.array([-1, -1, -1])), "row 0: column 'label' is -1 or null"),
+    "secret": (lambda t: put(t, "label", pa.array([-1, 2, -1])), "row 0: column 'label' is -1 or null"),
     "named": (lambda t: put(t, "label", pa.array(["0", "1", "2"])), "holds string, the task swag needs the integer"),
 }  # fmt: skip
 

@@ -137,7 +137,7 @@ WRONG = [
     ({"kind": "choices"}, "must be the column of the first text and those of the choices"),
     ({"label": "title"}, "finetune.task.label: title must be columns beside the text"),
     ({"label": ["x", "y"]}, "finetune.task.label: several labels a row need finetune.task.kind: multi_label"),
-    ({"label_separator": ","}, "finetune.task.label_separator: several labels a row need finetune.task.kind: mu"),
+    ({"label_separator": ","}, "finetune.task.label_separator: several labels a row need"),
     ({"kind": "multi_label", "label": ["x", "y"], "label_separator": ","}, "finetune.task.label_separator: needs"),
     ({"delimiter": ", "}, "finetune.task.delimiter: ', ' must be one character"),
     ({"encoding": "utf-9"}, "finetune.task.encoding: no text encoding is called 'utf-9'"),
@@ -284,8 +284,9 @@ def test_a_class_with_one_example_is_a_class(tmp_path):
     assert Counter(train.labels.tolist()) == {0: 20, 1: 1}
 
 
-def test_ids_of_the_table_are_kept(tmp_path):
-    rows = [row | {"idx": f"n{i}"} for i, row in enumerate(TOPICS)]
+@pytest.mark.parametrize("column", ["idx", "id"])
+def test_ids_of_the_table_are_kept(tmp_path, column):
+    rows = [row | {column: f"n{i}"} for i, row in enumerate(TOPICS)]
     splits = load(write_csv(tmp_path / "a.csv", rows))
     assert {name for split in splits.values() for name in split.ids} == {f"n{i}" for i in range(40)}
 
@@ -427,6 +428,9 @@ def test_a_class_that_is_all_held_out(tmp_path):
     rows[held]["topic"] = "rare"
     message = failure(write_csv(tmp_path / "a.csv", rows), text="title")
     assert "a.csv: every row with the label 'rare' was held out for validation; add rows of it" in message
+    for number, row in enumerate(rows):  # one class is left to train on
+        row["topic"] = "rare" if number == held else "a"
+    assert "every row with the label 'rare' was held out" in failure(write_csv(tmp_path / "a.csv", rows), text="title")
     rows[held - 1]["topic"], rows[held]["topic"] = "rare", "a"
     assert "rare" in load(write_csv(tmp_path / "a.csv", rows), text="title")["train"].label_names
 

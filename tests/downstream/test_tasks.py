@@ -138,6 +138,14 @@ def test_secret_test_numbers_give_no_labels(tmp_path):
     assert splits["test"].labels is None
 
 
+@pytest.mark.parametrize("labels", [[-1, -1, -1], pa.nulls(3)])
+def test_a_validation_split_without_any_label_is_kept_and_told_of(tmp_path, labels):
+    """It can be predicted, not scored."""
+    splits = tasks.load("sst2", str(write(tmp_path, "sst2", train=SST2, validation=SST2 | {"label": labels})))
+    assert splits["validation"].labels is None
+    assert splits["validation"].remarks == ("1 of 3 with an empty text; kept", "without labels; predicted, not scored")
+
+
 def test_known_test_labels_are_kept(tmp_path):
     splits = tasks.load("sst2", str(write(tmp_path, "sst2", train=SST2, validation=SST2, test=SST2)))
     assert splits["test"].labels.tolist() == [1, 0, 0]
