@@ -68,7 +68,11 @@ def test_both_validation_sets_must_be_there(tmp_path):
 @pytest.mark.parametrize(
     ("split", "labels", "message"),
     [
-        ("validation_mismatched", [-1, 1, 2, -1], "mnli/validation_mismatched.parquet: row 0: column 'label' is -1 or null"),
+        (
+            "validation_mismatched",
+            [-1, 1, 2, -1],
+            "mnli/validation_mismatched.parquet: row 0: column 'label' is -1 or null",
+        ),
         (
             "train",
             [0, 1, 2, 3],
