@@ -114,8 +114,8 @@ def card_data(cfg: Config, facts: dict[str, Any]) -> Any:
 def usage(cfg: Config, facts: dict[str, Any]) -> str:
     """A few lines of Python that use the model."""
     task = main_pipeline(cfg, facts)
-    if task == "multiple-choice":
-        return CHOOSE.format(repo=cfg.publish.repo)
+    if task in SCRIPTS:
+        return SCRIPTS[task].format(repo=cfg.publish.repo)
     mask = facts.get("model", {}).get("mask_token") or "[MASK]"
     argument: str | dict[str, str] = next(iter(listed(cfg.report.fill_mask)), "A [MASK].").replace("[MASK]", mask)
     if cfg.publish.task:
@@ -375,12 +375,20 @@ def escape(value: Any) -> Any:
     return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
 
 
-CHOOSE = """\
+SCRIPTS = {
+    "multiple-choice": """\
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 model, tokenizer = (stock.from_pretrained("{repo}") for stock in (AutoModelForMultipleChoice, AutoTokenizer))
 choices = tokenizer(["It rains."] * 2, ["She opens an umbrella.", "She is two."], padding=True, return_tensors="pt")
-print(model(**{{name: rows[None] for name, rows in choices.items()}}).logits.argmax().item())"""
-"""`transformers` has no pipeline for multiple choice."""
+print(model(**{{name: rows[None] for name, rows in choices.items()}}).logits.argmax().item())""",
+    "question-answering": """\
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+model, tokenizer = (stock.from_pretrained("{repo}") for stock in (AutoModelForQuestionAnswering, AutoTokenizer))
+text = tokenizer("Where is the Nile?", "The river Nile is in Africa.", return_tensors="pt")
+found = model(**text)
+print(tokenizer.decode(text.input_ids[0, found.start_logits.argmax() : found.end_logits.argmax() + 1]))""",
+}
+"""How a model is used where `transformers` has no pipeline, by what the Hub calls the task."""
 HOLDOUT_METRICS = (
     ("eval_loss", "loss", "Loss (nats per predicted token)"),
     ("eval_perplexity", "perplexity", "Perplexity"),

@@ -14,11 +14,12 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfi
 
 from bertpipe.cli import main
 from bertpipe.config import Config
-from bertpipe.downstream import tasks, training
+from bertpipe.downstream import compare, runs, tasks, training
 from bertpipe.downstream.kind import Outputs
 from bertpipe.downstream.kinds import KINDS
 from bertpipe.downstream.kinds.answers import Gold
 from bertpipe.downstream.squad_metric import normalize
+from bertpipe.downstream.understanding import understand
 from bertpipe.errors import ConfigError, DataError
 from tests.downstream.conftest import TEXT, write_tokenizer
 from tests.launch import launch
@@ -100,6 +101,12 @@ def test_a_test_split_without_answers_is_predicted_only(tmp_path, task, answers)
     parquet(tmp_path / task / "validation.parquet")
     parquet(tmp_path / task / "test.parquet", answers=answers)
     assert tasks.load(task, str(tmp_path))["test"].labels is None
+
+
+def test_without_ids_questions_are_called_by_their_rows(tmp_path):
+    for split in ("train", "validation"):
+        parquet(tmp_path / "squad" / f"{split}.parquet", id=None)
+    assert tasks.load("squad", str(tmp_path))["train"].ids == [0, 1]
 
 
 def test_a_test_json_without_answers(tmp_path):
@@ -268,7 +275,7 @@ def test_an_answer_that_is_not_in_its_context(tmp_path, answer, said):
         assert failure(path, task).startswith(f"{path}: question 'bad': {said}")
 
 
-@pytest.mark.parametrize("column", ["id", "question", "context", "answers"])
+@pytest.mark.parametrize("column", ["question", "context", "answers"])
 def test_a_missing_column(tmp_path, column):
     parquet(tmp_path / "squad" / "train.parquet", **{column: None})
     parquet(tmp_path / "squad" / "validation.parquet")
@@ -451,6 +458,21 @@ def test_the_saved_folder_answers_alike_with_stock_classes_alone(start, trained)
     assert num_windows > 40
 
 
+def test_report_and_compare_read_the_run(trained):
+    """The scores made anew of what it wrote are its scores."""
+    (run,) = runs.find(trained / "squad_v2")
+    lines = run.lines("validation")
+    split, predicted = run.parse(lines)
+    assert dict(run.kind.score(run.task, split, predicted)) == pytest.approx(run.result["scores"])
+    uniform = np.ones((1, len(lines)), np.int64)
+    assert run.kind.weighted(run.task, split, predicted)(uniform)[0] == pytest.approx(run.result["scores"]["f1"])
+    facts = understand(trained / "squad_v2")
+    assert facts["num_wrong"] == sum(line["exact"] == 0 for line in lines) == len(facts["mistakes"])
+    assert sum(one["num"] for one in facts["by_length"]["bins"]) == len(lines)
+    compared = compare.compare(trained, trained)
+    assert [row.difference.value for row in compared] == [0.0] and compared[0].only_a == 0
+
+
 def test_a_model_is_scored_as_it_is_alike_by_any_number_of_processes(start, trained, tmp_path, capsys):
     """`finetune.epochs: 0`, from the folder that training left; and no training file is needed."""
     data = tmp_path / "data"
@@ -499,7 +521,7 @@ def test_what_was_cut_and_moved_is_told(start, tmp_path, capsys):
     assert main(finetune(*options, "--finetune.epochs", "1", "--runtime.root", tmp_path / "runs")) == 0
     said = capsys.readouterr().out
     assert "squad_v2 validation: questions held out of the only file " in said
-    assert "squad_v2 train: answers moved to where their text is 1, questions cut 1, windows " in said
+    assert "squad_v2 train: answers moved to where their text is 1\nsquad_v2 train: questions cut 1\n" in said
     scores = read(only(tmp_path / "runs", "finetune") / "squad_v2" / "scores.json")
     assert scores["truncated"] == 1
     assert scores["counts"]["train"]["questions_cut"] == 1

@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForMultipleChoice
+from transformers import BertConfig, BertForMultipleChoice, BertForQuestionAnswering
 
 from bertpipe.config import Config
 from bertpipe.downstream import card, publish
@@ -178,6 +178,20 @@ def test_a_model_for_multiple_choice_is_said_to_be_one_and_its_lines_run(own_run
     with contextlib.redirect_stdout(printed):
         exec(code.replace("someone/tiny-bert", str(folder)), {})
     assert printed.getvalue().strip() in ("0", "1")
+
+
+def test_the_lines_of_a_model_that_answers_questions_run(own_run, tmp_path):
+    finetuned = own_run["finetune"]
+    scores = json.loads((finetuned / "scores.json").read_text())
+    scores["tasks"] = {"squad": scores["tasks"]["docs"] | {"kind": "answers", "labels": None}}
+    (finetuned / "scores.json").write_text(json.dumps(scores))
+    shutil.copytree(finetuned / "docs", finetuned / "squad")
+    config = BertConfig.from_pretrained(finetuned / "docs" / "model", num_labels=2)
+    BertForQuestionAnswering(config).save_pretrained(finetuned / "squad" / "model")
+    folder, made, _ = make(configure(publish={"task": "squad"}, finetune={"tasks": "squad"}), own_run, tmp_path / "out")
+    assert made.data.pipeline_tag == "question-answering" and made.data.datasets == ["rajpurkar/squad"]
+    (code,) = re.findall(r"```python\n(.*?)\n```", made.text, flags=re.DOTALL)
+    exec(code.replace("someone/tiny-bert", str(folder)), {})
 
 
 def test_the_three_lines_run_without_bertpipe(finished_run, tmp_path):

@@ -47,10 +47,6 @@ class Answers(Kind):
     head = "span"
     pipeline = "question-answering"
 
-    def columns(self, task: Task) -> tuple[str, ...]:
-        """Those of the Hub's SQuAD."""
-        return ("id", *super().columns(task))
-
     def read(self, table: pa.Table, task: Task, split: str, where: str, names: tuple[str, ...] | None) -> Split:
         """Texts and answers; see Kind. An answer that stands elsewhere than it is said to is moved there."""
         questions, contexts = (strings(table, column, where) for column in task.text)
@@ -164,6 +160,8 @@ class Answers(Kind):
 def _ids(table: pa.Table, where: str) -> list[str] | list[int]:
     import pyarrow as pa
 
+    if "id" not in table.column_names:
+        return list(range(table.num_rows))
     ids = table["id"].to_pylist() if pa.types.is_integer(table.schema.field("id").type) else strings(table, "id", where)
     seen: set[Any] = set()
     for row, name in enumerate(ids):
