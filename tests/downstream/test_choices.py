@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForMultipleChoice, AutoTokenizer, BertConfig, BertForMaskedLM
 
-from bertpipe.config import FinetuneConfig
+from bertpipe.config import FinetuneConfig, TaskConfig
 from bertpipe.downstream import tasks
 from bertpipe.downstream.baselines import majority, tfidf_of_choices
 from bertpipe.downstream.kind import Outputs
@@ -81,6 +81,19 @@ def test_copa_asks_its_question_in_words(tmp_path):
     assert splits["train"].ids == [4, 5] and splits["train"].label_names == ("choice1", "choice2")
 
 
+def test_a_table_of_ones_own_has_as_many_choices_as_columns(tmp_path):
+    (tmp_path / "quiz.csv").write_text("q,a,b,c,right\nWhat is red?,snow,blood,ink,1\nWhat is cold?,ice,fire,tea,0\n")
+    own = TaskConfig(
+        kind="choices",
+        data={split: str(tmp_path / "quiz.csv") for split in ("train", "validation")},
+        text=["q", "a", "b", "c"],
+        label="right",
+    )
+    split = tasks.load("quiz", None, own)["train"]
+    assert split.texts[0] == ("What is red?", "snow", "blood", "ink") and split.labels.tolist() == [1, 0]
+    assert split.label_names == ("0", "1", "2")
+
+
 def test_braces_in_a_text_are_text(tmp_path):
     rows = COPA | {"premise": ["{choice1} {0}", "}{"]}
     splits = tasks.load("copa", str(write(tmp_path, "copa", train=rows, validation=COPA)))
@@ -110,6 +123,14 @@ def test_bad_tables_are_one_line(tmp_path, bad, split):
     write(tmp_path, "swag", **(tables | {split: change(tables[split])}))
     found = failure(tmp_path, "swag")
     assert f"swag/{split}.parquet: " in found and message in found
+
+
+def test_a_validation_set_without_labels_is_for_predictions_alone_and_training_is_refused(tmp_path):
+    write(tmp_path, "swag", train=scenes(3), validation=scenes(3, True))
+    validation = tasks.load("swag", str(tmp_path))["validation"]
+    assert validation.labels is None and any("not scored" in remark for remark in validation.remarks)
+    write(tmp_path, "swag", train=scenes(3, True))
+    assert "swag/train.parquet: row 0: column 'label' is -1 or null" in failure(tmp_path, "swag")
 
 
 def test_an_unknown_question_is_named(tmp_path):
