@@ -276,7 +276,8 @@ class FinetuneConfig(Section):
     """Compared on the same data: majority, tfidf (classification), scratch (the same recipe from random weights)."""
     epochs: Epochs | list[Epochs] = 3
     """Passes over the training set; 0 scores a model that has its head already as it is. Several values of epochs,
-    batch_size or lr, as [2e-5, 5e-5], make a grid; each task takes the point with the best median on validation."""
+    batch_size and lr, e.g. lr: [2e-5, 3e-5, 5e-5], make a grid; for each task the point with the best median over the
+    seeds on validation is chosen."""
     batch_size: Count | list[Count] = 32
     """Examples of one optimizer step over all processes; one or several."""
     slots_per_step: int = Field(default=1, ge=1)
@@ -284,7 +285,8 @@ class FinetuneConfig(Section):
     lr: Rate | list[Rate] = 5e-5
     """Peak learning rate (AdamW, linear schedule); one or several."""
     patience: int | None = Field(default=None, ge=1)
-    """Epochs without a better score after which a run ends, in the schedule of all `epochs`; unset runs them all."""
+    """Epochs without a better score on validation after which a run ends; unset runs them all. The schedule stays that
+    of all `epochs`."""
     warm_start: str | None = None
     """Let rte, mrpc and stsb start from the best model of this task, which must be among `tasks` (mnli, as a rule), or
     from a checkpoint (folder or Hub id); their heads are new."""
