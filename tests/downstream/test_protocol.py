@@ -122,7 +122,7 @@ def finished(root: Path, lr: float, seed: int, score: float | None) -> cells.Cel
     with one.committing() as (scratch, _):
         scores = {} if score is None else {"accuracy": score}
         artifact.write_json(
-            scratch / "scores.json", {"scores": scores, "floor": 0.6, "failed": None if scores else "so"}
+            scratch / "scores.json", {"scores": scores, "floor": 0.6, "failed": None if scores else "diverged: so"}
         )
     return one
 
