@@ -231,22 +231,21 @@ class TaskConfig(Section):
     """A task of your own, a table with columns of text and of labels; it runs beside finetune.tasks."""
 
     kind: str
-    """What is asked: classification (one class a row), multi_label (any number), regression (a number), or another form
-    of the task table's tasks."""
+    """classification (one class a row), multi_label (any number), regression, or another form in the task table."""
     data: dict[str, str] | str
     """A .csv, .tsv, .json, .jsonl or .parquet file (text also .gz or .zst); {train: FILE, validation: FILE, test:
     FILE}; or a folder of files with these names. Only train must be there."""
     text: str | list[str]
     """Column of the text, or both columns of a pair; of other forms their columns, as their tasks in the table."""
     label: str | list[str]
-    """Column of the label; for multi_label a column of lists, or several columns of 0 and 1. Rows of validation and
-    test may all be without labels: they are predicted, not scored."""
+    """Column of the label; for multi_label lists, or several columns of 0 and 1. Where validation or test have no
+    labels at all they are predicted, not scored."""
     name: str | None = None
     """What to call it and its folder; unset, the name of the file or folder."""
     label_separator: str | None = None
     """multi_label: what stands between labels in one column of text, e.g. ";"."""
     validation_share: float = Field(default=0.1, gt=0, lt=1)
-    """Without validation data: the share of the different texts of train that is held out for it, chosen by content."""
+    """Without validation data: the share of the different texts of train held out for it, chosen by content."""
     encoding: str = "utf-8"
     """Of files of text, e.g. cp1252 or utf-16."""
     delimiter: str | None = None
@@ -263,8 +262,7 @@ class FinetuneConfig(Section):
     copa; swag; conll2003, wnut17; squad, squad_v2; docs; or all: whatever of these `data` holds, or without it GLUE.
     Unset, `task` alone, or where it is unset too docs."""
     task: TaskConfig | None = None
-    """A task of your own, e.g. {kind: classification, data: my.csv, text: [title, body], label: topic}, or
-    by flags, --finetune.task.data my.csv; it runs beside `tasks`."""
+    """A task of your own, e.g. {kind: classification, data: my.csv, text: [title, body], label: topic}."""
     data: str | None = None
     """Folder laid out <task>/{train,validation,test}.parquet; for squad and squad_v2 also the official JSON, a folder
     or as one file; unset loads the tasks' data sets from the Hub."""

@@ -128,27 +128,31 @@ class OwnTable(Source):
 
     def load(self, task: Task, data: str | None) -> dict[str, Split]:
         """See Source. Without validation data a part of train is held out for it."""
-        paths = self._paths()
+        paths = self._paths(task)
         tables = {split: self._table(path, task, split) for split, path in paths.items()}
-        where, table = str(paths["train"]), tables["train"]
-        splits = {"train": read(table, task, "train", where, self._columns)}
-        if "validation" not in tables:
-            held = _held_out(splits["train"].texts, self.own.validation_share, where)
-            tables = {"validation": table.filter(held)} | tables
-            paths = {"validation": paths["train"]} | paths
-            if task.labels == ():
-                _check_held_out(splits["train"], np.array(held), where)
-            rest = read(table.filter([not one for one in held]), task, "train", where, self._columns)
-            remark = f"{sum(held)} of {len(held)} rows are held out for validation"
-            splits = {"train": replace(rest, remarks=(remark, *rest.remarks))}
-        for split in task.splits:
-            if split in tables and split != "train":
-                splits[split] = read(tables[split], task, split, str(paths[split]), splits["train"].label_names)
+        splits: dict[str, Split] = {}
+        names = self._columns
+        if "train" in tables:
+            where, table = str(paths["train"]), tables["train"]
+            splits["train"] = read(table, task, "train", where, names)
+            names = splits["train"].label_names
+            if "validation" not in tables:
+                held = _held_out(splits["train"].texts, self.own.validation_share, where)
+                if task.labels == ():
+                    _check_held_out(splits["train"], held, where)
+                splits["train"] = read(table.filter(~held), task, "train", where, names)
+                remark = f"{held.sum()} of {len(held)} rows are held out for validation"
+                splits["train"] = replace(splits["train"], remarks=(remark, *splits["train"].remarks))
+                tables["validation"], paths["validation"] = table.filter(held), paths["train"]
+        for split in ("validation", "test"):
+            if split in tables:
+                splits[split] = read(tables[split], task, split, str(paths[split]), names)
+                names = names or splits[split].label_names
         return splits if task.trained else {split: data for split, data in splits.items() if split != "train"}
 
     def identify(self, task: Task, data: str | None, cache: Path | None) -> Any:
         """See Source: what is in the files and what is made of it, under neither names nor places."""
-        paths = self._paths()
+        paths = self._paths(task)
         files = zip(paths, identify_files(paths.values(), cache), strict=True)
         content = {split: {key: facts[key] for key in ("bytes", "sha256")} for split, facts in files}
         return {"files": content, "recipe": self.own.model_dump(mode="json", exclude={"data", "name"})}
@@ -159,8 +163,8 @@ class OwnTable(Source):
         labels = _listed(self.own.label)
         return labels if len(labels) > 1 else None
 
-    def _paths(self) -> dict[str, Path]:
-        """The file of each split that there is."""
+    def _paths(self, task: Task) -> dict[str, Path]:
+        """The file of each split that there is; train among them, or if that isn't wanted validation."""
         data = self.own.data
         if isinstance(data, dict):
             if unknown := next((split for split in data if split not in SPLITS), None):
@@ -171,7 +175,7 @@ class OwnTable(Source):
             paths = _files_in(Path(data))
         else:
             paths = {"train": Path(data)}
-        if "train" not in paths:
+        if "train" not in paths and (task.trained or "validation" not in paths):
             raise DataError(f"finetune.task.data: {data} has no train; give it a file to train on")
         for path in paths.values():
             if not path.is_file():
@@ -183,10 +187,16 @@ class OwnTable(Source):
 
     def _table(self, path: Path, task: Task, split: str) -> pa.Table:
         """One file, its labels as the kind reads them."""
+        import pyarrow as pa
+
+        from bertpipe.downstream.kinds import KINDS  # imports torch
+
         labels = self._columns or (task.label,)
         table = read_file(path, self.own, (*task.text, *labels, "idx", "id"))
         if table.num_rows == 0:
             raise DataError(f"{path}: no rows")
+        if "id" in KINDS[task.kind].columns(task) and "id" not in table.column_names:
+            table = table.append_column("id", pa.array(range(table.num_rows)))
         found = set(labels) & set(table.column_names)
         require((*task.text, *(labels if found or split not in task.predicted else ())), table, str(path), task)
         return settle(table, task, labels, self.own.label_separator, str(path))
@@ -202,14 +212,14 @@ def _files_in(folder: Path) -> dict[str, Path]:
         if split in paths:
             raise DataError(f"{folder}: {paths[split].name} and {path.name} are both {split}; keep one of them")
         paths[split] = path
-    if "train" not in paths:
+    if not paths:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:10])
         raise DataError(f"{folder}: no train.csv (or {', '.join(ENDINGS[1:])}) there; it has {found or 'nothing'}")
     return paths
 
 
-def _held_out(texts: Sequence[tuple[str, ...]], share: float, where: str) -> list[bool]:
-    """Of each example whether it is for validation: `share` of the different texts, whose keyed hashes are least.
+def _held_out(texts: Sequence[tuple[str, ...]], share: float, where: str) -> np.ndarray:
+    """bool [examples], which are for validation: `share` of the different texts, those whose keyed hashes are least.
 
     So equal texts fall on one side, and neither the order of the rows nor the machine matters.
     """
@@ -218,7 +228,7 @@ def _held_out(texts: Sequence[tuple[str, ...]], share: float, where: str) -> lis
     if len(different) < 2:
         raise DataError(f"{where}: all rows have the same text; there is nothing to hold out for validation")
     chosen = set(different[: min(max(1, round(share * len(different))), len(different) - 1)])
-    return [mark in chosen for mark in marks]
+    return np.array([mark in chosen for mark in marks])
 
 
 def _check_held_out(whole: Split, held: np.ndarray, where: str) -> None:

@@ -1,13 +1,11 @@
-"""Whether a checkpoint and the tokenizer beside it belong together and are whole, as far as that can be known."""
+"""Whether a checkpoint and the tokenizer beside it belong together, as far as that can be known."""
 
 from __future__ import annotations
 
-import json
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from bertpipe.errors import ConfigError
+from bertpipe.model.kernels import say_once
 
 PADDED_ROWS = 0.1
 """Share of the embedding's rows that may be without a token: many checkpoints round their number up."""
@@ -29,40 +27,13 @@ def check_tokenizer(tokenizer: Any, model: Any) -> None:
         )
 
 
-def oddities(name: str, tokenizer: Any, model: Any) -> list[str]:
-    """What may be meant and may be a mistake in the checkpoint `name`, from which `model` was made: a line each."""
-    lines = []
+def tell_of_small(name: str, tokenizer: Any, model: Any) -> None:
+    """Say once where a checkpoint's tokenizer is far smaller than its model: it may be meant, or another's."""
     rows, entries = model.get_input_embeddings().weight.shape[0], _entries(tokenizer)
     if entries < (1 - PADDED_ROWS) * rows:
-        lines.append(f"{name}: its tokenizer has {entries} entries, the model {rows} rows; is it the model's own?")
-    if getattr(model.base_model, "pooler", None) is not None and not has_pooler(name):
-        lines.append(f"{name}: no pooler in the checkpoint, as after masked-LM training alone; it starts random")
-    return lines
-
-
-@cache
-def say(line: str) -> None:
-    """Print a line, once."""
-    print(f"note: {line}", flush=True)
+        say_once(f"note: {name}: its tokenizer has {entries} entries, the model {rows} rows; is it the model's own?")
 
 
 def _entries(tokenizer: Any) -> int:
     """One more than the highest id."""
     return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
-
-
-@cache
-def has_pooler(name: str) -> bool:
-    """Whether the safetensors of a checkpoint, a folder or a Hub id that was loaded before, hold a pooler's weights."""
-    from safetensors import safe_open
-    from transformers.utils import cached_file
-
-    options: Any = {"_raise_exceptions_for_missing_entries": False}
-    if index := cached_file(name, "model.safetensors.index.json", **options):
-        keys = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].keys()
-    elif weights := cached_file(name, "model.safetensors", **options):
-        with safe_open(weights, "np") as file:
-            keys = file.keys()
-    else:
-        return True  # under a name of its own; nothing to tell by
-    return any("pooler." in key for key in keys)

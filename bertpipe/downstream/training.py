@@ -171,6 +171,8 @@ def build(job: Job, settings: FinetuneConfig, init: str, seed: int, say: bool = 
         else:
             _check_whole(job.model, missing, fields)
     start_checks.check_tokenizer(job.tokenizer, model)
+    if say:
+        start_checks.tell_of_small(job.model, job.tokenizer, model)
     job.head.module.check(model)
     encoders.check_length(model, settings.max_length, "finetune.max_length")
     return model
@@ -216,8 +218,6 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
     """
     settings = cfg.finetune
     model = build(job, settings, init, seed, say=place.is_main)
-    for line in start_checks.oddities(job.model, job.tokenizer, model) if place.is_main and init != SCRATCH else []:
-        start_checks.say(line)
     kernel = kernels.choose(model.config, place.device, place.precision)
     kernels.settle(kernel, cfg.runtime.require_fast_attention, say=place.is_main)
     encoders.make_packed(model, cfg.runtime.gradient_checkpointing, kernel.name)

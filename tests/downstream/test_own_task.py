@@ -300,6 +300,53 @@ def test_choices_by_number(tmp_path):
     assert "a.csv: row 4: column 'topic' is 2, not one of 0, 1" in failure(data, kind="choices", text=["q", "x", "y"])
 
 
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_tags_of_words(tmp_path):
+    rows = [{"words": ["Ada", "met", "Bob", str(n)], "tags": ["B-PER", "O", "B-PER", "O"]} for n in range(20)]
+    splits = load(write_jsonl(tmp_path / "ner.jsonl", rows), kind="tokens", text="words", label="tags")
+    assert [len(split) for split in splits.values()] == [18, 2]
+    assert splits["validation"].label_names == splits["train"].label_names == ("O", "B-PER", "I-PER")
+    assert {split.labels[0].tolist() == [1, 0, 1, 0] for split in splits.values()} == {True}
+    rows[7]["tags"] = ["O"]
+    message = failure(write_jsonl(tmp_path / "ner.jsonl", rows), kind="tokens", text="words", label="tags")
+    assert "ner.jsonl: row 7: column 'tags' has 1 tags for 4 words" in message
+
+
+def test_answers_in_a_context(tmp_path):
+    rows = [
+        {"q": f"where {n}?", "c": f"It is in Rome {n}.", "a": {"text": ["Rome"], "answer_start": [9]}}
+        for n in range(20)
+    ]
+    splits = load(write_jsonl(tmp_path / "qa.jsonl", rows), kind="answers", text=["q", "c"], label="a")
+    assert [len(split) for split in splits.values()] == [18, 2]
+    assert splits["validation"].texts[0][0] == f"where {splits['validation'].ids[0]}?"
+    rows[3]["a"]["text"] = ["Paris"]
+    message = failure(write_jsonl(tmp_path / "qa.jsonl", rows), kind="answers", text=["q", "c"], label="a")
+    assert "qa.jsonl: question 3: its answer 'Paris' is not in the context" in message
+
+
+def test_a_model_that_is_scored_as_it_is_needs_no_train(tmp_path):
+    """finetune.epochs: 0. Of one file, what would be held out; the names are those of train where that is given."""
+    path = write_csv(tmp_path / "a.csv", TOPICS)
+    held = load(path)["validation"]
+
+    def untrained(data):
+        settings = own(data, name="a")
+        return tasks.load("a", None, settings, train=False)
+
+    (found,) = untrained(path).values()
+    assert found.ids == held.ids and found.label_names == ("music", "sport")
+    new = write_csv(tmp_path / "new.csv", [TOPICS[1]])
+    (found,) = untrained({"train": path, "validation": new}).values()
+    assert found.label_names == ("music", "sport") and found.labels.tolist() == [1]
+    (found,) = untrained({"validation": path}).values()
+    assert len(found) == 40 and found.label_names == ("music", "sport")
+
+
 # --- multi-label ------------------------------------------------------------------------------------------------------
 
 
