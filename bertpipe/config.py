@@ -233,8 +233,8 @@ class TaskConfig(Section):
     kind: str
     """classification (one class a row), multi_label (any number), regression, or another form in the task table."""
     data: dict[str, str] | str
-    """A .csv, .tsv, .json, .jsonl or .parquet file (text also .gz or .zst); {train: FILE, validation: FILE, test:
-    FILE}; or a folder of files with these names. Only train must be there."""
+    """A .csv, .tsv, .json, .jsonl, .conll or .parquet file (text also .gz, .zst); {train: FILE, validation: FILE,
+    test: FILE}; or a folder of files with these names. Only train must be there."""
     text: str | list[str]
     """Column of the text, or both columns of a pair; of other forms their columns, as their tasks in the table."""
     label: str | list[str]
@@ -249,7 +249,7 @@ class TaskConfig(Section):
     encoding: str = "utf-8"
     """Of files of text, e.g. cp1252 or utf-16."""
     delimiter: str | None = None
-    """The character between the fields of a line; unset, a comma, in .tsv a tab."""
+    """The character between the fields of a line; unset, a comma, in .tsv a tab, in .conll a tab or spaces."""
     quotes: bool = True
     """Whether a field of .csv or .tsv may stand in double quotes; false takes them for text, as in GLUE's own files."""
 
@@ -295,11 +295,9 @@ class FinetuneConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global L2 norm."""
     max_length: int = Field(default=128, ge=8)
-    """Longest input in tokens; longer ones are truncated (counted), the longest side of a pair first, or cut into
-    windows (`stride`)."""
+    """Longest input in tokens; longer ones are cut (counted), the longer side of a pair first, or go into windows."""
     stride: int | None = Field(default=None, ge=0)
-    """Tokens that neighbouring windows of a long text share (token classification, question answering); unset: a third
-    of max_length."""
+    """Tokens that neighbouring windows of a long text share (tokens, answers); unset: a third of max_length."""
     max_query_length: int = Field(default=64, ge=1)
     """Longest question in tokens, at most half the input; longer ones are cut (question answering)."""
     max_answer_length: int = Field(default=30, ge=1)

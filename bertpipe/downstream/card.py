@@ -119,7 +119,7 @@ def usage(cfg: Config, facts: dict[str, Any]) -> str:
     mask = facts.get("model", {}).get("mask_token") or "[MASK]"
     argument: str | dict[str, str] = next(iter(listed(cfg.report.fill_mask)), "A [MASK].").replace("[MASK]", mask)
     if cfg.publish.task:
-        argument = "The weather is fine today."
+        argument = "Ada lived in London." if task == "token-classification" else "The weather is fine today."
         own = cfg.finetune.task
         row = get(cfg.publish.task, own) if own or cfg.publish.task in TASKS else None
         if row is not None and task == "text-classification" and len(row.text) == 2:

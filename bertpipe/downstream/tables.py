@@ -1,6 +1,6 @@
-"""A user's table, .csv, .tsv, .json, .jsonl or .parquet, as an Arrow table; what is wrong in it is said in one line.
+"""A user's table, of the forms of FORMS or .parquet, as an Arrow table; what is wrong in it is said in one line.
 
-Files of text may be compressed (.gz, .zst) and in any encoding that is named; they are read whole. FORMS is the list.
+Files of text may be compressed (.gz, .zst) and in any encoding that is named; they are read whole.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertpipe.config import TaskConfig
 from bertpipe.data.codecs import CODECS, DamagedError, magic_of
+from bertpipe.downstream import conll_files
 from bertpipe.downstream.task_sources import read_table
 from bertpipe.errors import DataError
 
@@ -181,6 +182,11 @@ def _columns(path: Path, rows: Iterable[tuple[str, Any]]) -> dict[str, Sequence[
     return dict(columns)
 
 
+def _read_conll(path: Path, text: str, settings: TaskConfig) -> dict[str, Sequence[Any]]:
+    """Lists of words and of their tags."""
+    return conll_files.columns(path, text, settings.delimiter)
+
+
 def _array(path: Path, name: str, values: Sequence[Any]) -> pa.Array:
     """One column; DataError names the first row that doesn't go with those before."""
     import pyarrow as pa
@@ -208,5 +214,6 @@ FORMS: dict[str, Callable[[Path, str, TaskConfig], dict[str, Sequence[Any]]]] = 
     "tsv": functools.partial(_read_csv, usual="\t"),
     "json": _read_json,
     "jsonl": _read_jsonl,
+    "conll": _read_conll,
 }
 ENDINGS = tuple(f".{form}" for form in (*FORMS, "parquet"))

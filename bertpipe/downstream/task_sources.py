@@ -262,8 +262,7 @@ def declared_names(table: pa.Table, task: Task) -> tuple[str, ...] | None:
 
 def _feature_names(features: Any, task: Task) -> tuple[str, ...] | None:
     """The same from a loaded data set's features."""
-    feature = features.get(task.label)
-    names = getattr(getattr(feature, "feature", feature), "names", None)
+    names = getattr(features.get(task.label), "names", None)
     return tuple(names) if names else None
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from bertpipe import cli
 from bertpipe.config import Config
 from bertpipe.data.batches import Examples, ExampleSlots
-from bertpipe.downstream import compare, tasks, training, understanding
+from bertpipe.downstream import card, compare, tasks, training, understanding
 from bertpipe.downstream.encode import encode_words
 from bertpipe.downstream.kind import Outputs, Split
 from bertpipe.downstream.kinds import KINDS
@@ -464,6 +464,18 @@ def test_the_report_and_the_comparison_read_a_run_back(made):
     (same,) = compare.compare(folder / "runs/model-seed-1", folder / "runs/model-seed-1", resamples=2_000)
     assert same.difference.value == same.difference.lowest == same.difference.highest == 0
     assert same.score_a == model["scores"]["f1"] and same.num_resamples == 2_000, "the quick way"
+
+
+def test_the_card_names_the_pipeline_and_which_split_a_score_is_of(made):
+    _, folder, _ = made
+    facts = {"finetune": {"wnut17": json.loads((folder / "scores.json").read_text())}, "artifacts": []}
+    cfg = Config(publish={"repo": "someone/tagger", "task": "wnut17"}, finetune={"tasks": "wnut17"})
+    data = card.card_data(cfg, facts)
+    assert data.pipeline_tag == "token-classification" and data.datasets == ["flaitenberger/wnut_17"]
+    assert 'pipeline("token-classification", model="someone/tagger")' in card.usage(cfg, facts)
+    found = {(result.task_type, result.dataset_split, result.metric_type) for result in data.eval_results}
+    assert {("token-classification", split, "f1") for split in ("validation", "test")} < found
+    assert {result.dataset_name for result in data.eval_results} == {"WNUT-17"}
 
 
 def test_weighted_f1_is_that_of_the_examples_as_often():

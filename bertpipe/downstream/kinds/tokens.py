@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertpipe.data.batches import Examples
-from bertpipe.downstream import entities, windows
+from bertpipe.downstream import conll_files, entities, windows
 from bertpipe.downstream.bootstrap import Weighted, f1_of
 from bertpipe.downstream.encode import encode_words, special_tokens
 from bertpipe.downstream.kind import UNLABELLED, Encoded, Kind, Outputs, Split, Task, name_fields
@@ -172,11 +172,7 @@ class Tokens(Kind):
     def files(self, split: Split, predicted: Any) -> dict[str, str]:
         """conll: the columns that conlleval reads, `word gold predicted`, or without gold tags `word predicted`."""
         sides = [_named(split, side) for side in (split.labels, predicted) if side is not None]
-        sentences = (
-            "".join(f"{' '.join((_written(word), *tags))}\n" for word, *tags in zip(*columns, strict=True))
-            for columns in zip(split.texts, *sides, strict=True)
-        )
-        return {"conll": "\n".join(sentences)}
+        return {"conll": conll_files.written(split.texts, *sides)}
 
 
 def _check_text(table: pa.Table, column: str, where: str) -> None:
@@ -243,11 +239,6 @@ def _place(tags: list[list[str]], wanted: str) -> str:
 def _named(split: Split, codes: Any) -> list[list[str]]:
     assert split.label_names
     return [[split.label_names[code] for code in row] for row in codes]
-
-
-def _written(word: str) -> str:
-    """A word in a column: white space would begin another."""
-    return "".join("_" if character.isspace() else character for character in word) or "_"
 
 
 def _unknown_id(tokenizer: Any) -> int:
