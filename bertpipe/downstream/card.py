@@ -199,8 +199,9 @@ def _task_results(name: str, task: dict[str, Any]) -> list[EvalResult]:
 
 def measured_on(name: str, metric: str) -> tuple[str, str, str]:
     """Configuration and split of the data that a score of a task is of, and the metric's own name."""
-    if name not in TASKS:
-        return name, "validation", metric
+    if name not in TASKS:  # the user's own
+        bare = metric.removeprefix("test_")
+        return name, "validation" if bare == metric else "test", bare
     task = TASKS[name]
     config = SOURCES[task.source].configuration(task) or name
     split = next((one for one in task.splits[2:] if metric.startswith(task.prefix(one))), task.validation)

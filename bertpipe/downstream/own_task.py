@@ -72,7 +72,7 @@ def row(own: TaskConfig, table: dict[str, Task]) -> Task:
     elif kind in like and like[kind].labels is None:
         names = None
     text, label = _text(own, like.get(kind)), ", ".join(_labels(own))
-    return Task(name, kind, text, label, names, metric, headline, OWN, diagnostic={"test": metric})
+    return Task(name, kind, text, label, names, metric, headline, OWN)
 
 
 def _text(own: TaskConfig, like: Task | None) -> tuple[str, ...]:

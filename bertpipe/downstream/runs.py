@@ -100,5 +100,5 @@ def is_right(line: Mapping[str, Any]) -> bool:
 
 def best(runs: Iterable[Run]) -> Run | None:
     """The one with the highest headline score, of several the lowest seed; None where none has scores."""
-    scored = (run for run in runs if run.result["scores"])
+    scored = (run for run in runs if run.task.headline in run.result["scores"])
     return max(scored, key=lambda run: (run.headline(), -run.seed), default=None)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import BertConfig, BertForMaskedLM, pipeline
 
 from bertpipe.cli import main
@@ -137,6 +138,11 @@ def test_validation_without_labels_is_predicted_by_the_last_epoch(flags, tmp_pat
         x["prediction"] for x in lines(run / "predictions-test.jsonl")
     ]
     assert (folder / "model" / "config.json").is_file()
+    assert main(["all", *command[1:], "--publish.task", "a"]) == 0, "report and card do without scores"
+    card = ModelCard.load(only(tmp_path / "runs", "publish") / "model" / "README.md").data.to_dict()
+    (entry,) = card["model-index"][0]["results"]
+    assert entry["dataset"]["split"] == "test" and [one["type"] for one in entry["metrics"]] == ["accuracy", "f1"]
+    capsys.readouterr()
     assert main([*command, "--finetune.lr", "[1e-3, 1e-2]"]) == 2
     assert "a: validation has no labels, so nothing says which of several values is best" in capsys.readouterr().err
 
