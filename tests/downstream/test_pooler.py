@@ -27,7 +27,7 @@ from tests.downstream.conftest import write_tokenizer
 from tests.downstream.tuning import config, scores, tune, write_task
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-SIZES |= {"initializer_range": 0.3, "embedding_size": 8, "max_position_embeddings": 72}
+SIZES |= {"initializer_range": 0.3, "embedding_size": 8, "max_position_embeddings": 72, "pad_token_id": 0}
 FAMILIES = {
     "bert": (BertForMaskedLM, BertConfig, "bert.pooler.dense"),
     "albert": (AlbertForMaskedLM, AlbertConfig, "albert.pooler"),
@@ -96,7 +96,9 @@ def test_a_whole_run_says_so_and_saves_a_stock_folder(tmp_path, capsys):
     kernels.say_once.cache_clear()
     made = {how: tune(folder, tmp_path / how, pooler=how, epochs=2) for how in ("random", "identity")}
     said = capsys.readouterr().out
-    assert said.count("has no pooler; it starts random") == said.count("has no pooler; it starts as the identity") == 1
+    assert (
+        said.count("training alone; it starts random") == said.count("training alone; it starts as the identity") == 1
+    )
     assert all(0 <= scores(path)["sst2"]["summary"]["model"]["median"] <= 1 for path in made.values())
     model, info = transformers.BertForSequenceClassification.from_pretrained(
         made["identity"] / "sst2/model", output_loading_info=True
