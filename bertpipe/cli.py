@@ -117,6 +117,8 @@ def _main(argv: list[str]) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
         raise ConfigError(f"unknown command {command!r}; {hint}")
     if command in OWN:
+        if several_processes():
+            raise ConfigError(f"{command} runs in one process; launch several for {' and '.join(MULTI_PROCESS)} only")
         return OWN[command](rest)
     if "-h" in rest or "--help" in rest:
         sections = (*STAGES[command].reads, "runtime") if command in STAGES else tuple(Config.model_fields)

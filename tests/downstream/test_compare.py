@@ -1,23 +1,16 @@
 """Two checkpoints compared: differences, intervals and tests are the textbook's; what can't be paired is refused."""
 
 import json
-import random
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
 from scipy import stats
-from transformers import BertConfig, BertForMaskedLM
 
 from bertpipe.cli import main
-from bertpipe.downstream import compare, metrics, runs, tasks
+from bertpipe.downstream import compare, metrics
 from bertpipe.errors import ArtifactError, DataError
-from tests.downstream.conftest import TEXT, write_tokenizer
 from tests.downstream.test_understanding import classified, rated, write_run
-from tests.runs import only
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -188,57 +181,6 @@ def test_the_command(pair, tmp_path, capsys):
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert figures["tasks"][0]["only_b"] == 30 and figures["tasks"][0]["num_resamples"] == 500
     assert f"{figures['tasks'][0]['score_b']:.4f}" in page
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> list[Path]:
-    """Two artifacts of the finetune stage: two checkpoints, each on two tasks with two seeds."""
-    folder, draw = tmp_path_factory.mktemp("trained"), random.Random(0)
-    for task, columns in (("sst2", ("sentence",)), ("stsb", ("sentence1", "sentence2"))):
-        (folder / "glue" / task).mkdir(parents=True)
-        for split in ("train", "validation", "test"):
-            texts = {column: [" ".join(draw.choices(TEXT.split(), k=9)) for _ in range(40)] for column in columns}
-            labels = [int("the" in text) if task == "sst2" else draw.random() * 5 for text in texts[columns[0]]]
-            labels = [-1] * 40 if split == "test" else labels
-            pq.write_table(pa.table(texts | {"label": labels}), folder / "glue" / task / f"{split}.parquet")
-    for name, layers in (("a", 1), ("b", 2)):
-        tokenizer = write_tokenizer(folder / name)
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 32}
-        BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / name)
-        arguments = ["--finetune.tasks", "sst2", "stsb", "--finetune.data", folder / "glue", "--finetune.model"]
-        arguments += [folder / name, "--finetune.seeds", "2", "--finetune.epochs", "2", "--finetune.lr", "1e-2"]
-        arguments += ["--finetune.precision", "fp32", "--runtime.root", folder / "runs" / name, "--runtime.progress"]
-        assert main(["finetune", *map(str, arguments), "false", "--runtime.threads", "1"]) == 0
-    return [only(folder / "runs" / name, "finetune") for name in "ab"]
-
-
-def test_the_predictions_of_real_runs_make_their_scores(trained):
-    """To the last bit, for each form of task: so what is resampled is the task's own score."""
-    found = [run for folder in trained for run in runs.find(folder)]
-    assert sorted((run.task.name, run.seed) for run in found) == sorted(
-        (task, seed) for task in ("sst2", "stsb") for seed in (1, 2) for _ in trained
-    )
-    for run in found:
-        lines = run.lines("validation")
-        split, predicted = run.parse(lines)
-        assert run.kind.score(run.task, split, predicted) == run.result["scores"]
-        assert run.task == tasks.get(run.task.name)
-        table = pq.read_table(trained[0].parents[2] / "glue" / run.task.name / "validation.parquet")
-        assert [line["text"] for line in lines] == [[row[c] for c in run.task.text] for row in table.to_pylist()]
-        assert "label" not in run.lines("test")[0]
-
-
-def test_real_runs_are_compared(trained):
-    rows = compare.compare(*trained, 300)
-    assert [(row.task, row.metric, row.num_examples) for row in rows] == [
-        ("sst2", "accuracy", 40),
-        ("stsb", "spearman", 40),
-    ]
-    lines = [{line["id"]: line for line in runs.best(runs.find(f / "sst2")).lines("validation")} for f in trained]
-    right = [{i for i, line in side.items() if line["prediction"] == line["label"]} for side in lines]
-    assert (rows[0].only_a, rows[0].only_b) == (len(right[0] - right[1]), len(right[1] - right[0]))
-    assert all(row.seeds is not None and row.seeds.a.num_runs == row.seeds.b.num_runs == 2 for row in rows)
 
 
 @pytest.mark.parametrize(

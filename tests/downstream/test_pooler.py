@@ -27,7 +27,7 @@ from tests.downstream.conftest import write_tokenizer
 from tests.downstream.tuning import config, scores, tune, write_task
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-SIZES |= {"initializer_range": 0.3, "embedding_size": 8, "max_position_embeddings": 72}
+SIZES |= {"initializer_range": 0.3, "embedding_size": 8, "max_position_embeddings": 72, "pad_token_id": 0}
 FAMILIES = {
     "bert": (BertForMaskedLM, BertConfig, "bert.pooler.dense"),
     "albert": (AlbertForMaskedLM, AlbertConfig, "albert.pooler"),
