@@ -484,7 +484,9 @@ def test_a_class_that_is_all_held_out(tmp_path):
 
 def test_files_that_are_not_there(tmp_path):
     assert failure(tmp_path / "x.csv") == f"{tmp_path}/x.csv: no such file; finetune.task.data names it"
-    assert f"{tmp_path}: no train.csv (or .tsv, .json, .jsonl, .conll, .parquet) there; it has nothing" in failure(tmp_path)
+    assert f"{tmp_path}: no train.csv (or .tsv, .json, .jsonl, .conll, .parquet) there; it has nothing" in failure(
+        tmp_path
+    )
     (tmp_path / "x.xlsx").write_bytes(b"")
     assert "x.xlsx: finetune.task.data takes tables of the kinds .csv, .tsv" in failure(tmp_path / "x.xlsx")
     (tmp_path / "train.csv").write_text("a\n")
