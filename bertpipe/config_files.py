@@ -142,7 +142,7 @@ def _plainly(message: str) -> str:
     limits = re.findall(r"Input should be (?!a valid ).*?(?= \[type=)", reason)
     if limits:  # of the last type that the value could be; a limit that the value equals is left out of the text
         reason = limits[-1] + (f" {found['value']}" if limits[-1].endswith(("than", "to")) else "")
-    elif re.match("Expected a |Does not validate against any|Not a valid subclass|Input should be a valid", reason):
+    elif re.match("Expected a |Does not validate against any|Not a valid subclass|.*Input should be a valid", reason):
         reason = allowed(*key.split(".")[: 3 if section_in(*key.split(".")[:2]) else 2])
     return f"{key}: {_clip(reason)}, got {_clip(found['value'].partition(' Subclass types')[0])}"
 

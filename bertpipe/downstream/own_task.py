@@ -195,10 +195,11 @@ class OwnTable(Source):
         table = read_file(path, self.own, (*task.text, *labels, "idx", "id"))
         if table.num_rows == 0:
             raise DataError(f"{path}: no rows")
-        if "id" in KINDS[task.kind].columns(task) and "id" not in table.column_names:
-            table = table.append_column("id", pa.array(range(table.num_rows)))
         found = set(labels) & set(table.column_names)
         require((*task.text, *(labels if found or split not in task.predicted else ())), table, str(path), task)
+        wanted = {"id"} if "id" in KINDS[task.kind].columns(task) else {"idx", "id"}
+        if not wanted & set(table.column_names):  # the row of the file, which a held-out example keeps
+            table = table.append_column("id", pa.array(range(table.num_rows)))
         return settle(table, task, labels, self.own.label_separator, str(path))
 
 

@@ -123,7 +123,7 @@ def test_names_of_tokens_are_no_secrets(made):
         (["plan", "--runtime.wandb", CANARIES["WANDB_API_KEY"]], "runtime.wandb: holds a credential ('***')"),
         (["plan", "--report.title", f"by {CANARIES['MY_SERVICE_PASSWORD']}"], "report.title: holds a credential ('by "),
         (["plan", CANARIES["HF_TOKEN"]], "unexpected argument '***'"),
-        (["plan", "--train.steps", CANARIES["AWS_SECRET_ACCESS_KEY"]], "parse string as an integer, got ***"),
+        (["plan", "--train.steps", CANARIES["AWS_SECRET_ACCESS_KEY"]], "train.steps: must be a whole number, got ***"),
         ([NETRC], "unknown command '***'"),
         (["verify", f"s3://{IN_URL}@bucket/x"], "no manifest.json here"),
     ],
