@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import json
+import multiprocessing
 import os
 import platform
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,6 +113,37 @@ def machine() -> dict[str, Any]:
     name = next((line.split(":")[1].strip() for line in names if line.startswith("model name")), platform.processor())
     cores = len(os.sched_getaffinity(0))
     return {"system": platform.platform(), "processor": name, "cores": cores, "load": os.getloadavg()}
+
+
+class Held:
+    """A process that holds still while others are measured: it sends facts when it is ready, then a measurement each
+    time it is told to go."""
+
+    def __init__(self, name: str, target: Callable[..., None], *given: Any):
+        context = multiprocessing.get_context("spawn")
+        self.name, self.rounds = name, list[dict[str, Any]]()
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=target, args=(other, *given))
+        self.process.start()
+        other.close()
+        self.facts = self._receive()
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            return self.connection.recv()
+        except EOFError:
+            raise SystemExit(f"{self.name}: its process ended; what went wrong stands above") from None
+
+    def measure(self, word: str = "go") -> None:
+        """One measurement, asked for with `word`."""
+        self.connection.send(word)
+        self.rounds.append(self._receive())
+
+    def stop(self) -> None:
+        """End the process."""
+        with contextlib.suppress(BrokenPipeError):
+            self.connection.send("stop")
+        self.process.join()
 
 
 def write_result(name: str, before: dict[str, Any], facts: dict[str, Any], folder: Path | None = None) -> Path:

@@ -25,7 +25,6 @@ import argparse
 import contextlib
 import dataclasses
 import math
-import multiprocessing
 import os
 import statistics
 import tempfile
@@ -35,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import Data, machine, measured_run, prepare, real_data, spread, write_result
+from common import Data, Held, machine, measured_run, prepare, real_data, spread, write_result
 
 from bertpipe.config import Config, ModelConfig, RuntimeConfig
 from bertpipe.config_files import read_preset
@@ -225,36 +224,12 @@ def bertpipe_side(connection: Any, table: Table, side: str) -> None:
         pretrain.run(cfg, inputs, table.work / side, {})
 
 
-class Side:
+class Side(Held):
     """A side's process, as the measuring process sees it."""
 
     def __init__(self, table: Table, name: str):
-        context = multiprocessing.get_context("spawn")
-        self.name, self.rounds = name, list[dict[str, float]]()
-        self.connection, other = context.Pipe()
-        target = bertpipe_side if name == "bertpipe" else trainer_side
-        self.process = context.Process(target=target, args=(other, table, name))
-        self.process.start()
-        other.close()
-        self.facts = self._receive()
+        super().__init__(name, bertpipe_side if name == "bertpipe" else trainer_side, table, name)
         print(f"  {name} ready: {_settled(self.facts)}", flush=True)
-
-    def _receive(self) -> dict[str, Any]:
-        try:
-            return self.connection.recv()
-        except EOFError:
-            raise SystemExit(f"{self.name}: its process ended; what went wrong stands above") from None
-
-    def measure(self) -> None:
-        """One measurement of the table's steps."""
-        self.connection.send("go")
-        self.rounds.append(self._receive())
-
-    def stop(self) -> None:
-        """End the process."""
-        with contextlib.suppress(BrokenPipeError):
-            self.connection.send("stop")
-        self.process.join()
 
     def rates(self, count: str = "tokens") -> list[float]:
         """Tokens/s, one a round."""
