@@ -71,8 +71,9 @@ class Launch:
             process.join(max(0.0, until - time.monotonic()))
         hung = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
         self.kill()
-        assert not hung, f"ranks {hung} hung:\n{self.text('err')}"
-        return [process.exitcode for process in self.processes]
+        codes = [process.exitcode for process in self.processes]
+        assert not hung, f"ranks {hung} hung, exit codes {codes}:\n{self.text('err')}"
+        return codes
 
     def kill(self) -> None:
         """kill -9 all of them."""
@@ -82,7 +83,8 @@ class Launch:
 
     def text(self, stream: str = "err") -> str:
         """What they printed, rank by rank."""
-        return "".join((self.folder / f"rank-{r}.{stream}").read_text() for r in range(len(self.processes)))
+        files = [self.folder / f"rank-{rank}.{stream}" for rank in range(len(self.processes))]
+        return "".join(path.read_text() if path.exists() else f"{path.name}: ended before it began\n" for path in files)
 
     def done(self) -> str:
         """Wait for all to end well; returns what they printed."""

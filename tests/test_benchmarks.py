@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bertpipe.data.shards import TokenShards
+from bertpipe.model.labelled import HEADS_OF
 from tests import torture
+from tests.downstream.conftest import TEXT, write_tokenizer
 from tests.runs import bertpipe, only, prepare
 
 ROOT = Path(__file__).parents[1]
@@ -128,3 +131,73 @@ def test_plan_start_gives_a_step_drawn_at_random_and_torture_can_read_it(tmp_pat
     figures = {"plan_start": seconds, "checkpoint_cost": 0.004, "processes_speed": 0.1}
     table = torture.rows({"speed": figures})
     assert [seen for _, _, seen in table] == [f"{seconds['all']['median']:.2f} s", "0.40%", "+10.0%"]
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    """A checkpoint of a tiny BERT without a head, and a task of 70 and 20 sentences: whether they say `not`."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+    import transformers as tr
+
+    folder, rng = tmp_path_factory.mktemp("sentences"), np.random.default_rng(0)
+    tokenizer = write_tokenizer(folder / "model")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    tr.BertModel(tr.BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "model")
+    (folder / "data" / "sst2").mkdir(parents=True)
+    for split, num in (("train", 70), ("validation", 20)):
+        rows = [rng.choice(TEXT.split(), rng.integers(2, 30)).tolist() for _ in range(num)]
+        labels = ["not" in row for row in rows]
+        table = {"sentence": [" ".join(row) for row in rows], "label": np.array(labels, np.int64)}
+        parquet.write_table(pa.table(table), folder / "data" / "sst2" / f"{split}.parquet")
+    return f"--model {folder / 'model'} --data {folder / 'data'} --threads 1"
+
+
+def test_the_losses_of_every_head_are_those_of_trainer(tmp_path):
+    result, printed = run("finetune_parity.py", tmp_path, "losses --threads 1")
+    assert {facts["head"] for facts in result["heads"].values()} == set(HEADS_OF)
+    assert {"regression", "multi-label"} < set(result["heads"]), "the other losses of whole sequences"
+    for name, facts in result["heads"].items():
+        assert len(facts["bertpipe"]) == len(facts["trainer"]) == 50
+        np.testing.assert_allclose(facts["bertpipe"], facts["trainer"], rtol=0, atol=1e-5, err_msg=name)
+        assert facts["last_loss"] < facts["first_loss"] - 1e-3, f"{name} learnt something"
+        assert f"| {name} |" in printed
+
+
+@pytest.mark.slow
+def test_paired_seeds_are_compared_and_kept(sentences, tmp_path):
+    flags = f"scores {sentences} --tasks sst2 --epochs 2 --examples 64 --lr 1e-3 --precision fp32 --seeds "
+    result, _ = run("finetune_parity.py", tmp_path, flags + "2")
+    first = result["runs"]["sst2"]
+    assert first.keys() == {"1", "2"} and all(pair.keys() == {"bertpipe", "trainer"} for pair in first.values())
+    assert all(run_["num_examples"] == 64 for pair in first.values() for run_ in pair.values())
+    result, printed = run("finetune_parity.py", tmp_path, flags + "3")
+    kept = result["runs"]["sst2"]
+    assert kept.keys() == {"1", "2", "3"} and all(kept[seed] == first[seed] for seed in first), "none ran again"
+    differences = [pair["bertpipe"]["score"] - pair["trainer"]["score"] for pair in kept.values()]
+    task = result["tasks"]["sst2"]
+    assert task["pairs"] == 3 and task["difference"] == pytest.approx(np.mean(differences))
+    half = 4.302653 * np.std(differences, ddof=1) / 3**0.5  # Student's t of 2 degrees of freedom
+    assert task["interval"] == pytest.approx([np.mean(differences) - half, np.mean(differences) + half], abs=1e-6)
+    assert "| sst2 | accuracy | 3 |" in printed
+
+
+@pytest.mark.slow
+def test_finetune_speed_compares_equal_work(sentences, tmp_path):
+    flags = f"sst2@64 {sentences} --rounds 2 --batch-size 16 --max-length 64"
+    result, printed = run("finetune_speed.py", tmp_path, flags)
+    (table,) = result["tables"].values()
+    sides = table["sides"]
+    assert list(sides) == ["run_glue", "trainer_best", "bertpipe"]
+    for side in sides.values():
+        assert (side["steps"], side["examples"], side["threads"]) == (4, 64, 1)
+        assert side["tokens"] == sides["bertpipe"]["tokens"] and side["eval_seconds"] > 0
+    assert sides["run_glue"]["fill"] == pytest.approx(sides["run_glue"]["tokens"] / (64 * 64))
+    assert sides["run_glue"]["fill"] < sides["trainer_best"]["fill"] < sides["bertpipe"]["fill"] == 1
+    assert sides["run_glue"]["precision"] == "fp32" and sides["run_glue"]["attention"] == "sdpa"
+    assert set(sides["trainer_best"]["trials"]) == {"sdpa", "eager"}
+    ours = sides["bertpipe"]["epoch_seconds"]["values"]
+    for name in ("run_glue", "trainer_best"):
+        pairs = [theirs / mine for mine, theirs in zip(ours, sides[name]["epoch_seconds"]["values"], strict=True)]
+        assert result[f"ratio_model sst2@64_vs_{name}"] == pytest.approx(sum(pairs) / 2, rel=1e-4)
+        assert f"{table['ratios'][name]['median']:.1f} x" in printed

@@ -224,13 +224,19 @@ class ExampleSlots:
         self.examples, self.batch_size, self.slots_per_step = examples, batch_size, slots_per_step
         self.seed, self.pad_id = seed, pad_id
         self.steps_per_epoch = -(-len(examples) // batch_size)
+        self.shuffled: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
     def slots(self, step: int, first: int, last: int) -> list[PackedBatch]:
         """Slots first .. last - 1 of a step of the run."""
         epoch, step = divmod(step, self.steps_per_epoch)
-        order = keyed.permutation(keyed.key(self.seed, "examples", epoch), len(self.examples))
-        chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+        chosen = self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
         return [pack_examples(self.examples, part, self.pad_id) for part in self._split(chosen)[first:last]]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The examples of an epoch as they follow one another; kept, for sorting many takes milliseconds."""
+        if self.shuffled[0] != epoch:
+            self.shuffled = epoch, keyed.permutation(keyed.key(self.seed, "examples", epoch), len(self.examples))
+        return self.shuffled[1]
 
     def _split(self, chosen: np.ndarray) -> list[np.ndarray]:
         return np.array_split(chosen, self.slots_per_step)

@@ -23,9 +23,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from bertpipe.model.dropout import dropout as drop
+
 NAME = "bertpipe_packed"
 VARLEN = "bertpipe_varlen"
 STEP = 32  # sequences whose lengths round up to the same multiple share a block
+FINE_STEP = 16  # the same for attention alone on CPU, and the shortest block there: shorter rows take no less time
+WIDE_LENGTH = 64  # below which softmax on CPU is in fp32: of short rows in bf16 it takes up to ten times as long
 PLAIN_LENGTH = 512  # up to which attention on CPU in bf16 is plain matrix products; it keeps N x H x L x L weights
 
 
@@ -54,13 +58,21 @@ class Layout:
     """int64 [T]: the padded place of each token."""
 
 
-def layout(cu_seqlens: torch.Tensor) -> Layout:
-    """The layout of a row whose sequences begin and end at `cu_seqlens`, int32 [S + 1] from 0 to T."""
+def plan(cu_seqlens: torch.Tensor) -> Layout:
+    """The layout for attention alone, where a block costs little: a whole model has its own (padded.py)."""
+    return layout(cu_seqlens, FINE_STEP, FINE_STEP) if cu_seqlens.device.type == "cpu" else layout(cu_seqlens)
+
+
+def layout(cu_seqlens: torch.Tensor, step: int = STEP, shortest: int = 1) -> Layout:
+    """The layout of a row whose sequences begin and end at `cu_seqlens`, int32 [S + 1] from 0 to T.
+
+    Lengths that round up to the same multiple of `step` share a block, of at least `shortest` tokens.
+    """
     starts, lengths = cu_seqlens[:-1].long().cpu(), cu_seqlens.diff().long().cpu()
     blocks, spread, first = [], [], 0
     gather = torch.empty(int(cu_seqlens[-1]), dtype=torch.int64)
-    for chosen in _groups(lengths):
-        length = int(lengths[chosen].max())
+    for chosen in _groups(lengths, step):
+        length = max(int(lengths[chosen].max()), shortest)
         offsets = torch.arange(length)
         real = offsets < lengths[chosen, None]
         index = torch.where(real, starts[chosen, None] + offsets, starts[chosen, None])
@@ -73,12 +85,12 @@ def layout(cu_seqlens: torch.Tensor) -> Layout:
     return Layout(blocks, torch.cat(spread).to(device), gather.to(device))
 
 
-def _groups(lengths: torch.Tensor) -> list[torch.Tensor]:
+def _groups(lengths: torch.Tensor, step: int) -> list[torch.Tensor]:
     """Sequences that share a block, int64 [N] each, for int64 lengths [S]; empty sequences are in none.
 
     Where most of a group have the length of the longest, the rest stand apart, so that most need no mask.
     """
-    padded = (lengths + STEP - 1) // STEP * STEP
+    padded = (lengths + step - 1) // step * step
     groups = []
     for size in padded[padded > 0].unique().tolist():
         chosen = (padded == size).nonzero()[:, 0]
@@ -121,9 +133,9 @@ class _Collect(torch.autograd.Function):
         return out.index_copy_(0, gather, grads[0]), None
 
 
-def collect(padded: torch.Tensor, plan: Layout) -> torch.Tensor:
+def collect(padded: torch.Tensor, laid_out: Layout) -> torch.Tensor:
     """[sum of N x L, D] of all blocks -> [T, D] of the row; the padding is left out and gets no gradient."""
-    return _Collect.apply(padded, plan.gather)
+    return _Collect.apply(padded, laid_out.gather)
 
 
 def packed_attention(
@@ -146,7 +158,7 @@ def packed_attention(
     if packed_layout is None:
         if cu_seq_lens_q is None:
             raise ValueError(f"{type(module).__name__}: no cu_seq_lens_q came down to packed attention")
-        packed_layout = layout(cu_seq_lens_q)
+        packed_layout = plan(cu_seq_lens_q)
     heads, num_tokens, size = query.shape[1:]
     scaling = size**-0.5 if scaling is None else scaling
     if key.shape[1] != heads:  # each head of keys and values serves several of queries (eurobert)
@@ -179,12 +191,13 @@ def _attend(
     On CPU in bf16 the backward of scaled_dot_product_attention takes two to three times as long as plain matrix
     products (docs/decisions.md); long blocks take it for its memory.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= PLAIN_LENGTH:
+    plain = q.dtype == torch.bfloat16 or dropout > 0  # with dropout it makes the same products, and draws slowly
+    if plain and q.device.type == "cpu" and q.shape[2] <= PLAIN_LENGTH:
         scores = torch.matmul(q * scaling, k.transpose(-1, -2))
-        if hidden is not None:
-            scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-        weights = F.dropout(torch.softmax(scores, -1), dropout, training=dropout > 0)
-        return torch.matmul(weights, v)
+        scores = scores.float() if q.shape[2] < WIDE_LENGTH else scores
+        if hidden is not None:  # masked_fill takes five times as long, and its backward as well
+            scores = scores + scores.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+        return torch.matmul(drop(torch.softmax(scores, -1).to(v.dtype), dropout), v)
     visible = None if hidden is None else ~hidden
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout, scale=scaling)
 

@@ -22,6 +22,7 @@ from bertpipe.config import ModelConfig
 from bertpipe.config_files import read_preset
 from bertpipe.errors import ConfigError
 from bertpipe.model import attention, grow, padded
+from bertpipe.model.dropout import replace_dropout
 
 UNUSABLE = (ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError)  # what a wrong config can raise
 DROPOUTS = (
@@ -287,11 +288,12 @@ def check_length(model: Any, length: int, setting: str) -> None:
 
 
 def make_packed(model: Any, gradient_checkpointing: bool = False, kernel: str = attention.NAME) -> Any:
-    """Switch a stock model to packed attention by `kernel` (model/kernels.py), in place.
+    """Switch a stock model to packed attention by `kernel` (model/kernels.py) and to our dropout, in place.
 
     A family that runs padded keeps its own attention.
     """
     settle(model).set_attn_implementation("eager" if family(model).padded else kernel)
+    replace_dropout(model)
     if gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model
@@ -312,7 +314,7 @@ def encode(model: Any, batch: Any) -> torch.Tensor:
         cu_seq_lens_k=batch.cu_seqlens,
         max_length_q=batch.max_seqlen,
         max_length_k=batch.max_seqlen,
-        packed_layout=None if whole else attention.layout(batch.cu_seqlens),
+        packed_layout=None if whole else attention.plan(batch.cu_seqlens),
         **types,
     )
     return output.last_hidden_state[0]

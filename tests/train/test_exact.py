@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from bertpipe.config import RuntimeConfig
 from bertpipe.errors import ConfigError
 from bertpipe.train.place import Place
 from bertpipe.train.reduction import Block, Exact, Tree, blocks_of
-from tests import kills
+from tests import faults, kills
 from tests.kills import same
 from tests.launch import free_port, server
 from tests.runs import bertpipe, make_shards, only
@@ -30,13 +29,12 @@ def shards(tmp_path_factory) -> Path:
     return make_shards(tmp_path_factory.mktemp("made"))
 
 
-def pretrain(shards: Path, root: Path, world: int, reduction: str, hook=None, **settings: object):
+def pretrain(shards: Path, root: Path, world: int, reduction: str, hook=None, environment=None, **settings: object):
     """Start it below `root`: muon where it is exact."""
     more = [str(x) for name, value in settings.items() for x in (f"--{name.replace('__', '.')}", value)]
     optimizer = "adamw" if reduction == "fast" else "muon"
-    return kills.pretrain(
-        shards, root, world, "--train.reduction", reduction, "--optim.name", optimizer, *more, hook=hook
-    )
+    command = ("--train.reduction", reduction, "--optim.name", optimizer, *more)
+    return kills.pretrain(shards, root, world, *command, hook=hook, **(environment or {}))
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +54,17 @@ def test_exact_gives_the_bits_of_one_process(shards, references, tmp_path, world
     same(only(tmp_path / "runs", "pretrain"), references["exact"])
 
 
-def interrupt_after(started, root: Path, step: int) -> None:
-    """SIGTERM to the last rank once the checkpoint of `step` stands."""
-    kills.wait_for_checkpoint(started, root, step)
-    started.signal(signal.SIGTERM, len(started.processes) - 1)
-    assert started.wait() == [130] * len(started.processes), started.text()
-
-
 def elastic(shards: Path, root: Path, reduction: str, *worlds: int) -> Path:
-    """1 -> worlds -> 1 processes, each change in the midst of an epoch."""
-    for world, step in zip((1, *worlds), (5, 10, 20), strict=False):
-        interrupt_after(pretrain(shards, root, world, reduction), root, step)
+    """1 -> worlds -> 1 processes, each change in the midst of an epoch: the last rank gets SIGTERM in its 7th step.
+
+    It sends it to itself: from outside, with a busy machine between, it could come before the process has begun.
+    """
+    fault = {"FAULT_PHASE": "optimizer", "FAULT_CALL": "7", "FAULT_SIGNAL": "SIGTERM"}
+    for world in (1, *worlds):
+        started = pretrain(
+            shards, root, world, reduction, hook=faults.send, environment=fault | {"FAULT_RANK": str(world - 1)}
+        )
+        assert started.wait() == [130] * world, started.text()
     assert "resuming after step" in pretrain(shards, root, 1, reduction).done()
     return only(root, "pretrain")
 
