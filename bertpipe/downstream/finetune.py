@@ -45,7 +45,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     cold = _Start.of(cfg, inputs, place)
     warm = _Start.warm(cfg, place)
     scores: dict[str, Any] = {}
-    with place.together():
+    with place.together(), place.watched():
         for name in grid.ordered(names, settings):
             warmed = name in grid.WARMED and name != settings.warm_start
             start = warm if warmed and warm is not None else cold
@@ -193,6 +193,7 @@ class _Scoring:
 
     def _agreed(self, fact: bool) -> bool:
         """What the main process sees."""
+        self.place.doing(self.name)
         return any(self.place.sum([float(self.place.is_main and fact)]))
 
     def _make_missing(self, cells: list[Cell]) -> None:

@@ -344,6 +344,15 @@ def test_two_processes_go_through_divergence_patience_and_a_remade_model_togethe
     again = launch(2, *arguments, "--finetune.seeds=[1]").done()
     assert "rte: 2 of 2 runs are there already" in again and "run " not in again.replace("runs", "")
 
+    victim = next((tmp_path / "runs/cells").glob("cola-*/predictions-validation.jsonl"))
+    victim.write_text(victim.read_text() + " ")
+    refused = launch(2, *arguments, "--finetune.seeds=[1, 2]")
+    assert refused.wait() == [2, 2], refused.text()
+    told = [line for line in refused.text().splitlines() if line.startswith("bertpipe: ")]
+    assert len(told) == 2 and "Traceback" not in refused.text()
+    assert told[0].startswith(f"bertpipe: {victim}: ") and "delete" in told[0]
+    assert told[1].startswith("bertpipe: cola: rank 1 of 2 waited in vain: rank 0 ")
+
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
