@@ -9,6 +9,7 @@ two best models differ, the seeds how far the two recipes do.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator
@@ -88,7 +89,11 @@ def compare(first: Path, second: Path, resamples: int = bootstrap.RESAMPLES, see
     for name in shared:
         a, b = (_candidates(those[name]) for those in found)
         best = _best(a), _best(b)
-        rows += [_compare(name, split, a, b, best, resamples, seed) for split in best[0].task.evaluated]
+        rows += [
+            _compare(name, split, a, b, best, resamples, seed)
+            for split in best[0].task.evaluated
+            if _scored(best, split)
+        ]
     return rows
 
 
@@ -108,6 +113,11 @@ def _best(found: list[Run]) -> Run:
     if best is None:
         raise ArtifactError(f"{found[0].folder.parent}: no run has a score here, so there is nothing to compare")
     return best
+
+
+def _scored(both: tuple[Run, Run], split: str) -> bool:
+    """Whether the split has labels, by which both runs were scored."""
+    return all(math.isfinite(run.headline(split)) for run in both)
 
 
 def _candidates(found: list[Run]) -> list[Run]:

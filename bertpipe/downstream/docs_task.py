@@ -198,7 +198,6 @@ def _split(rows: list[Paragraph], names: tuple[str, ...]) -> Split:
         labels=np.array([names.index(row.package) for row in rows], dtype=np.int64),
         ids=[f"{row.file}#{row.number}" for row in rows],
         label_names=names,
-        num_empty=0,
     )
 
 

@@ -27,7 +27,7 @@ from bertpipe.data.npy import GrowingNpy
 from bertpipe.data.readers import FORMATS, Bad, read_file
 from bertpipe.downstream import sentence_folder, tasks
 from bertpipe.downstream.encode import encode_texts
-from bertpipe.downstream.training import _parts, load_tokenizer_of
+from bertpipe.downstream.training import load_tokenizer_of, rows_by_length
 from bertpipe.errors import ConfigError, DataError
 from bertpipe.model import encoders, kernels
 from bertpipe.model.pooling import POOLINGS
@@ -73,7 +73,7 @@ class Embedder:
         self.num_truncated += tokens.num_truncated
         self.num_tokens += int(examples.lengths.sum())
         vectors = np.empty((len(texts), self.size), np.float32)
-        for part in _parts(examples):
+        for part in rows_by_length(examples):
             vectors[part] = self._pooled(pack_examples(examples, part, self.tokenizer.pad_token_id or 0))
         return vectors
 
@@ -167,6 +167,8 @@ def _read_csv(path: Path, column: str) -> Iterator[str]:
                 raise DataError(f"{path}: no column {column!r} (--column); the first line names {names}")
             place = header.index(column)
             for row in rows:
+                if not row and len(header) == 1:
+                    row = [""]  # a blank line is an empty text
                 if row and len(row) != len(header):
                     raise DataError(
                         f"{path}: line {rows.line_num}: {len(row)} values, the first line has {len(header)}"

@@ -156,8 +156,8 @@ class _Scoring:
     def job(self) -> Job:
         job = prepare(self.name, self.cfg.finetune, self.start.model, self.start.new_head)
         if self.place.is_main:
-            for split, remark in job.remarks():
-                print(f"{self.name} {split}: {remark}", flush=True)
+            for line in job.lines():
+                print(line, flush=True)
         return job
 
     @property
@@ -236,7 +236,6 @@ class _Scoring:
                     "sizes": {split: len(data) for split, data in job.splits.items()},
                     "truncated": sum(encoded.num_truncated for encoded in job.encoded.values()),
                     "counts": job.counts(),
-                    "remarks": [f"{split}: {remark}" for split, remark in job.remarks()],
                 }
                 result = {"init": one.run.init, "seed": one.run.seed, **point, **outcome, **facts}
                 artifact.write_json(scratch / "scores.json", result)
@@ -272,7 +271,7 @@ class _Scoring:
         chosen = {
             init: summary.choose(cells, init, task.headline) for init in dict.fromkeys(one.run.init for one in cells)
         }
-        shared = ("task", "labels", "sizes", "truncated", "counts", "remarks", "floor")
+        shared = ("task", "labels", "sizes", "truncated", "counts", "floor")
         rows = [
             {key: value for key, value in one.outcome.items() if key not in shared}
             | {"folder": f"{self.name}/runs/{one.run.name(several)}"}
@@ -288,7 +287,6 @@ class _Scoring:
             "num_validation": first["sizes"][task.validation],
             "truncated": first["truncated"],
             "counts": first["counts"],
-            "remarks": first["remarks"],
             "floor": first["floor"],
             "runs": rows,
             "summary": {

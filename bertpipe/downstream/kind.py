@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 UNLABELLED = -1
 """GLUE's code for a label that is kept secret: every label of a test split."""
+CUT = ("cut_to_max_length", "questions_cut")
+"""Reasons in `Encoded.counts`."""
 OWN = "own"
 """`Task.source` of a task of the user's own (own_task.py)."""
 
@@ -91,12 +93,8 @@ class Split:
     """What each example is called: the column `idx`, or else the row number; for `docs` package:file#paragraph."""
     label_names: tuple[str, ...] | None
     """The name of each code; None where there are no codes."""
-    num_empty: int = 0
-    """Examples with an empty text; they are kept, because the official scores count them."""
     counts: dict[str, int] = field(default_factory=dict)
-    """What else is odd and was kept, by reason."""
-    remarks: tuple[str, ...] = ()
-    """What reading it found and people should know, with counts: a line each."""
+    """What people should know of it, by reason: what is odd and was kept, what was taken out of it."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -107,14 +105,15 @@ class Encoded:
     """A split as tokens, and what its kind remembers to turn logits back into answers."""
 
     examples: Examples
-    num_truncated: int = 0
-    """Examples of which tokens were cut off."""
     counts: dict[str, int] = field(default_factory=dict)
-    """What else was done to them, by reason."""
+    """What was done to them, by reason; those of CUT lost tokens."""
     notes: Any = None
     """For `Kind.decide` alone."""
-    remarks: tuple[str, ...] = ()
-    """As those of Split."""
+
+    @property
+    def num_truncated(self) -> int:
+        """Examples of which tokens were cut off."""
+        return sum(self.counts.get(reason, 0) for reason in CUT)
 
 
 @dataclass(frozen=True)
@@ -192,6 +191,11 @@ class Kind(abc.ABC):
     def files(self, split: Split, predicted: Any) -> dict[str, str]:
         """The predictions in official formats, by file ending."""
         return {}
+
+
+def counted(**numbers: int) -> dict[str, int]:
+    """Those that are not 0."""
+    return {reason: number for reason, number in numbers.items() if number}
 
 
 def name_fields(names: tuple[str, ...] | None) -> dict[str, Any]:

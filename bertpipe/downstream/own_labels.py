@@ -44,6 +44,8 @@ def settle(table: pa.Table, task: Task, labels: Sequence[str], separator: str | 
         if separator is not None:
             values = [[part.strip() for part in (value or "").split(separator) if part.strip()] for value in values]
             changed = pa.array(values if any(values) else [None] * len(values), pa.list_(pa.string()))
+        elif task.kind == "answers":
+            raise DataError(f"{where}: column {task.label!r} holds text; answers need a .json, .jsonl or .parquet file")
         elif task.labels != ():
             changed = pa.array(_numbers(values, task, where))
         else:

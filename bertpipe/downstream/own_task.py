@@ -131,7 +131,7 @@ class OwnTable(Source):
         paths = self._paths(task)
         tables = {split: self._table(path, task, split) for split, path in paths.items()}
         splits: dict[str, Split] = {}
-        names = self._columns
+        names, held_out = self._columns, dict[str, int]()
         if "train" in tables:
             where, table = str(paths["train"]), tables["train"]
             splits["train"] = read(table, task, "train", where, names)
@@ -141,13 +141,13 @@ class OwnTable(Source):
                 if task.labels == ():
                     _check_held_out(splits["train"], held, where)
                 splits["train"] = read(table.filter(~held), task, "train", where, names)
-                remark = f"{held.sum()} of {len(held)} rows are held out for validation"
-                splits["train"] = replace(splits["train"], remarks=(remark, *splits["train"].remarks))
                 tables["validation"], paths["validation"] = table.filter(held), paths["train"]
+                held_out["held_out_of_train"] = int(held.sum())
         for split in ("validation", "test"):
             if split in tables:
                 splits[split] = read(tables[split], task, split, str(paths[split]), names)
                 names = names or splits[split].label_names
+        splits["validation"] = replace(splits["validation"], counts=splits["validation"].counts | held_out)
         return splits if task.trained else {split: data for split, data in splits.items() if split != "train"}
 
     def identify(self, task: Task, data: str | None, cache: Path | None) -> Any:

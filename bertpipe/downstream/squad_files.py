@@ -61,7 +61,7 @@ def divide(whole: Split, table: pa.Table, task: Task, path: Path) -> dict[str, S
     Validation is a fifth of the articles (`title`), or of the paragraphs where there are fewer than five articles. What
     is odd in the file is counted with training.
     """
-    from bertpipe.downstream.kinds.columns import num_empty  # kinds import torch
+    from bertpipe.downstream.kinds.columns import empty  # kinds import torch
 
     groups = table["title"].to_pylist() if "title" in table.column_names else []
     by = "articles"
@@ -71,15 +71,14 @@ def divide(whole: Split, table: pa.Table, task: Task, path: Path) -> dict[str, S
     if len(order) < 2:
         raise DataError(f"{path}: one paragraph can't be for training and for validation; add another file, dev*")
     held = set(order[: -(-len(order) // 5)])
+    others = {reason: number for reason, number in whole.counts.items() if reason not in empty(whole.texts)}
     rows = {split: [i for i, g in enumerate(groups) if (g in held) is (split != "train")] for split in task.required}
     splits = {}
     for split, chosen in rows.items():
         texts, labels = ([values[i] for i in chosen] for values in (whole.texts, whole.labels))
         ids: Any = [whole.ids[i] for i in chosen]
-        splits[split] = replace(whole, texts=texts, labels=labels, ids=ids, num_empty=num_empty(texts), counts={})
-    held_out = {"questions_held_out_of_the_only_file": len(rows[task.validation]), f"{by}_held_out": len(held)}
-    splits["train"].counts.update(whole.counts)
-    splits[task.validation].counts.update(held_out)
+        counts = others if split == "train" else {f"{by}_held_out_of_the_only_file": len(held)}
+        splits[split] = replace(whole, texts=texts, labels=labels, ids=ids, counts=empty(texts) | counts)
     return splits
 
 

@@ -84,13 +84,6 @@ class Job:
         """Whether it is evaluated, or another one whose labels are known."""
         return split != "train" and self.splits[split].labels is not None
 
-    def remarks(self) -> list[tuple[str, str]]:
-        """What people should know of each split, `counts` in words among it."""
-        found = {split: [*data.remarks, *self.encoded[split].remarks] for split, data in self.splits.items()}
-        for split, counts in self.counts().items():
-            found[split] += [f"{reason.replace('_', ' ')} {number:,}" for reason, number in counts.items()]
-        return [(split, remark) for split, remarks in found.items() for remark in remarks]
-
     def score(self, split: str, predicted: Any) -> dict[str, float]:
         """The task's metrics of a split, none if it has no labels; of any but the one that chooses, named after it."""
         if self.splits[split].labels is None:
@@ -107,7 +100,18 @@ class Job:
     def counts(self) -> dict[str, dict[str, int]]:
         """What is odd in each split and was kept, and what was done to it, by reason."""
         found = {split: data.counts | self.encoded[split].counts for split, data in self.splits.items()}
+        for split in self.task.evaluated:
+            if self.splits[split].labels is None:
+                found[split] |= {"without_labels_so_predicted_but_not_scored": len(self.splits[split])}
         return {split: counts for split, counts in found.items() if counts}
+
+    def lines(self) -> list[str]:
+        """The same in words, a line a split."""
+        return [
+            f"{self.task.name} {split}: {len(self.splits[split]):,} examples, "
+            + ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in counts.items())
+            for split, counts in self.counts().items()
+        ]
 
     def decide(self, split: str, outputs: Outputs) -> Any:
         """A prediction for each example of a split."""
@@ -161,15 +165,21 @@ def build(job: Job, settings: FinetuneConfig, init: str, seed: int, say: bool = 
         model = auto.from_config(stock, attn_implementation="eager", dtype=torch.float32)
         if warm:  # with the pooler, where the family has it there
             whole = transformers.AutoModel
-            body, missing = encoders.load_with_missing(whole, job.model, "finetune.warm_start", settings.dropout)
+            body, missing, _ = encoders.load_with_missing(whole, job.model, "finetune.warm_start", settings.dropout)
             _start_pooler(body, missing, job, settings, say)
             model.base_model.load_state_dict(body.state_dict(), strict=False)
     else:
-        model, missing = encoders.load_with_missing(auto, job.model, "finetune.model", settings.dropout, **fields)
+        model, missing, resized = encoders.load_with_missing(
+            auto, job.model, "finetune.model", settings.dropout, **fields
+        )
         if grid.is_trained(settings):
             _start_pooler(model, missing, job, settings, say)
+            if resized and say:
+                kernels.say_once(
+                    f"note: {job.model}: its head is for other labels ({resized[0]}); a new one is trained"
+                )
         else:
-            _check_whole(job.model, missing, fields)
+            _check_whole(job.model, missing, resized, fields)
     start_checks.check_tokenizer(job.tokenizer, model)
     if say:
         start_checks.tell_of_small(job.model, job.tokenizer, model)
@@ -189,7 +199,7 @@ def _start_pooler(model: Any, missing: set[str], job: Job, settings: FinetuneCon
 _STARTS = {"random": "random", "identity": "as the identity, so that the head sees tanh of [CLS] as pretrained"}
 
 
-def _check_whole(model: str, missing: set[str], fields: dict[str, Any]) -> None:
+def _check_whole(model: str, missing: set[str], resized: list[str], fields: dict[str, Any]) -> None:
     """ConfigError unless a checkpoint can be scored as it is: a head, and the task's labels in their order.
 
     Where it has no names for its labels (LABEL_0, ...), they are taken to be in this order.
@@ -197,6 +207,8 @@ def _check_whole(model: str, missing: set[str], fields: dict[str, Any]) -> None:
     import transformers
 
     why = "finetune.epochs: 0 scores a model as it is, but"
+    if resized:
+        raise ConfigError(f"{why} the head of {model!r} is for other labels ({resized[0]})")
     if missing:
         raise ConfigError(f"{why} {model!r} has no {', '.join(sorted(missing))[:200]}; train with finetune.epochs")
     names = [str(name) for _, name in sorted(transformers.AutoConfig.from_pretrained(model).id2label.items())]
@@ -352,7 +364,7 @@ def predict(objective: Labelled, job: Job, split: str, place: Place) -> Outputs:
     first = np.append(0, np.cumsum(rows))
     logits = np.zeros((int(first[-1]), objective.model.config.num_labels), np.float32)
     objective.eval()
-    parts = _parts(examples)
+    parts = rows_by_length(examples)
     with torch.no_grad():
         for number in range(0, len(parts), place.world):
             place.check_stop()
@@ -366,7 +378,7 @@ def predict(objective: Labelled, job: Job, split: str, place: Place) -> Outputs:
     return Outputs(logits, first)
 
 
-def _parts(examples: Examples) -> list[np.ndarray]:
+def rows_by_length(examples: Examples) -> list[np.ndarray]:
     """The examples by length, cut into rows of about PREDICT_TOKENS."""
     lengths = examples.lengths
     order = np.argsort(lengths, kind="stable")

@@ -7,11 +7,13 @@ can't be plugged (model/padded.py).
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -184,8 +186,14 @@ def _from_preset(stock_class: Any, config: ModelConfig, vocab_size: int, special
 
 
 def load(auto_class: Any, name: str, setting: str, dropout: float | None = None, **changes: Any) -> Any:
-    """`auto_class.from_pretrained(name)` from safetensors, fp32, without remote code; ConfigError names `setting`."""
-    return load_with_missing(auto_class, name, setting, dropout, **changes)[0]
+    """`auto_class.from_pretrained(name)` from safetensors, fp32, without remote code; ConfigError names `setting`.
+
+    A head that the checkpoint hasn't got starts random; one of another size is refused.
+    """
+    model, _, resized = load_with_missing(auto_class, name, setting, dropout, **changes)
+    if resized:
+        raise ConfigError(f"{setting}: {name!r}: its weights are not those of its config.json: {resized[0]}")
+    return model
 
 
 def missing_poolers(model: Any, missing: set[str]) -> list[str]:
@@ -206,16 +214,27 @@ def load_bare(name: str, setting: str) -> Any:
     """The encoder of a checkpoint alone; without a pooler, where the checkpoint has none."""
     import transformers
 
-    model, missing = load_with_missing(transformers.AutoModel, name, setting)
+    model, missing, _ = load_with_missing(transformers.AutoModel, name, setting)
     if any(key.startswith("pooler.") for key in missing):
         model.pooler = None  # the stock classes take that, too
     return model
 
 
-def load_with_missing(
-    auto_class: Any, name: str, setting: str, dropout: float | None = None, **changes: Any
-) -> tuple[Any, set[str]]:
-    """What `load` gives, and the names of the weights that the checkpoint hasn't got, which start random."""
+class Loaded(NamedTuple):
+    """A model, and what of its head and pooler starts random."""
+
+    model: Any
+    missing: set[str]
+    """Names of the weights that the checkpoint hasn't got, or has in another size."""
+    resized: list[str]
+    """The latter in words: its head is for other labels."""
+
+
+def load_with_missing(auto_class: Any, name: str, setting: str, dropout: float | None = None, **changes: Any) -> Loaded:
+    """What `load` gives, and the names of the weights that start random: of a head or a pooler alone.
+
+    ConfigError where the checkpoint hasn't got the whole encoder, or one of more layers than its config.json says.
+    """
     from transformers import AutoConfig
 
     if name.startswith(("/", ".")) and not Path(name).is_dir():
@@ -227,10 +246,60 @@ def load_with_missing(
         check_class(auto_class, stock, setting)
         set_dropout(stock, dropout)
         settled = {"attn_implementation": "eager", "dtype": torch.float32, "output_loading_info": True}
-        model, info = auto_class.from_pretrained(name, config=stock, use_safetensors=True, **settled)
-        return model, set(info["missing_keys"])
+        with _without_load_report():
+            model, info = auto_class.from_pretrained(
+                name, config=stock, use_safetensors=True, ignore_mismatched_sizes=True, **settled
+            )
+        found = _started_random(model, info, f"{setting}: {name!r}")
+        if _num_layers(stock) == _num_layers(AutoConfig.from_pretrained(name)):
+            _check_layers(model, info["unexpected_keys"], f"{setting}: {name!r}")
+        return found
     except (OSError, *UNUSABLE) as error:
         raise ConfigError(f"{setting}: no checkpoint can be loaded from {name!r}: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _without_load_report() -> Iterator[None]:
+    """What transformers would say of the weights is looked at here: that a head is new is as it should be."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _started_random(model: Any, info: dict[str, Any], where: str) -> Loaded:
+    """ConfigError if a weight of the encoder itself is among those that start random."""
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    encoder = {f"{prefix}{key}" for key in model.base_model.state_dict()}
+    resized = {key: f"{key} {list(theirs)}, here {list(ours)}" for key, theirs, ours in info["mismatched_keys"]}
+    if wrong := sorted(encoder & resized.keys()):
+        raise ConfigError(f"{where}: its weights are not those of its config.json: {resized[wrong[0]]}")
+    missing = set(info["missing_keys"])
+    if lost := sorted(key for key in encoder & missing if "pooler" not in key.split(".")):
+        raise ConfigError(
+            f"{where} lacks {len(lost)} weights of its encoder, {lost[0]} among them; copy the whole checkpoint"
+        )
+    return Loaded(model, missing | resized.keys(), sorted(resized.values()))
+
+
+def _num_layers(stock: Any) -> int | None:
+    return getattr(stock, "num_hidden_layers", None)
+
+
+def _check_layers(model: Any, unexpected: Iterable[str], where: str) -> None:
+    """ConfigError where the checkpoint has layers of the encoder that the model hasn't."""
+    parts = {name for name, _ in model.base_model.named_children()}
+    bare = [key.removeprefix(f"{model.base_model_prefix}.") for key in unexpected]
+    extra = sorted(key for key in bare if key.split(".")[0] in parts and re.search(r"\.\d+\.", key))
+    if extra:
+        raise ConfigError(
+            f"{where} has {len(extra)} weights of layers that its config.json doesn't know, {extra[0]} among them; "
+            f"correct num_hidden_layers there"
+        )
 
 
 def check_class(auto_class: Any, stock: Any, setting: str) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -122,8 +124,7 @@ def test_empty_texts_are_kept_and_said(tmp_path):
     official(tmp_path / "train.json", odd)
     official(tmp_path / "dev.json", odd)
     split = tasks.load("squad_v2", str(tmp_path))["train"]
-    assert split.num_empty == 2 and len(split) == 2
-    assert split.counts == {"empty_questions_or_contexts": 2}
+    assert len(split) == 2 and split.counts == {"with_an_empty_text": 2}
 
 
 CONTEXT = "Moss grows here.  Moss and\u00a0fern\ngrow. " + "x " * 60 + "The fern is old."
@@ -178,8 +179,7 @@ def test_one_file_is_divided_by_articles(tmp_path):
     articles = {split: {name.split("-")[0] for name in rows.ids} for split, rows in splits.items()}
     assert not articles["train"] & articles["validation"] and len(articles["train"] | articles["validation"]) == 9
     assert len(articles["validation"]) == 2 and len(splits["validation"]) == 8 and len(splits["train"]) == 28
-    counts = {"questions_held_out_of_the_only_file": 8, "articles_held_out": 2}
-    assert splits["validation"].counts == counts and splits["train"].counts == {}
+    assert splits["validation"].counts == {"articles_held_out_of_the_only_file": 2} and splits["train"].counts == {}
     assert splits == tasks.load("squad", str(tmp_path)), "and the same if its folder is given"
     assert "test" not in splits
 
@@ -188,7 +188,7 @@ def test_few_articles_are_divided_by_paragraphs(tmp_path):
     splits = tasks.load("squad_v2", str(many(tmp_path / "one.json", 1, 6)))
     contexts = {split: {context for _, context in rows.texts} for split, rows in splits.items()}
     assert not contexts["train"] & contexts["validation"] and len(contexts["validation"]) == 2
-    assert splits["validation"].counts["paragraphs_held_out"] == 2
+    assert splits["validation"].counts["paragraphs_held_out_of_the_only_file"] == 2
     assert "one paragraph can't be for training and for validation" in failure(many(tmp_path / "one.json", 1, 1))
 
 
@@ -520,11 +520,39 @@ def test_what_was_cut_and_moved_is_told(start, tmp_path, capsys):
     options = ["--finetune.tasks", "squad_v2", "--finetune.data", path, "--finetune.model", start / "model"]
     assert main(finetune(*options, "--finetune.epochs", "1", "--runtime.root", tmp_path / "runs")) == 0
     said = capsys.readouterr().out
-    assert "squad_v2 validation: questions held out of the only file " in said
-    assert "squad_v2 train: answers moved to where their text is 1\nsquad_v2 train: questions cut 1\n" in said
+    assert re.search(r"squad_v2 validation: \d+ examples, \d+ articles held out of the only file, \d+ windows\n", said)
+    told = r"squad_v2 train: \d+ examples, 1 answers moved to where their text is, 1 questions cut, \d+ windows\n"
+    assert re.search(told, said)
     scores = read(only(tmp_path / "runs", "finetune") / "squad_v2" / "scores.json")
     assert scores["truncated"] == 1
     assert scores["counts"]["train"]["questions_cut"] == 1
+
+
+def test_what_is_odd_in_one_file_is_counted_where_it_went(tmp_path):
+    path = many(tmp_path / "questions.json", 9)
+    content = read(path)
+    for number, paper in enumerate(content["data"]):
+        paper["paragraphs"][0]["qas"][0]["question"] = " "
+        paper["paragraphs"][0]["qas"][0]["answers"][0]["answer_start"] += number == 0
+    path.write_text(json.dumps(content))
+    train, validation = tasks.load("squad", str(path)).values()
+    assert train.counts == {"with_an_empty_text": 7, "answers_moved_to_where_their_text_is": 1}
+    assert validation.counts == {"with_an_empty_text": 2, "articles_held_out_of_the_only_file": 2}
+
+
+def test_validation_without_answers_is_predicted(start, tmp_path, capsys):
+    """With the threshold 0, as nothing says which is best."""
+    data = tmp_path / "data"
+    shutil.copytree(start / "data", data)
+    shutil.copy(data / "test-v2.0.json", data / "dev-v2.0.json")
+    options = ["--finetune.tasks", "squad_v2", "--finetune.data", data, "--finetune.model", start / "model"]
+    assert main(finetune(*options, "--finetune.epochs", "1", "--runtime.root", tmp_path / "runs")) == 0
+    said = capsys.readouterr().out
+    assert "6 without labels so predicted but not scored" in said and "not scored: no labels" in said
+    run = only(tmp_path / "runs", "finetune") / "squad_v2" / "runs" / "model-seed-1"
+    rows = [json.loads(line) for line in (run / "predictions-validation.jsonl").open()]
+    assert len(rows) == 6 and all(row["withheld"] == (row["null_odds"] > 0) for row in rows)
+    assert read(run / "predictions-validation.json") == {row["id"]: row["prediction"] for row in rows}
 
 
 def test_without_epochs_a_head_is_needed(start, tmp_path, capsys):

@@ -147,6 +147,12 @@ def test_every_row_of_a_file_has_its_vector(model, tmp_path, monkeypatch, capsys
     assert sorted(path.name for path in tmp_path.iterdir()) == [source.name, "v.npy"]
 
 
+def test_a_blank_line_of_a_csv_of_one_column_is_an_empty_text(tmp_path):
+    """pandas writes one as a pair of quotes, others as nothing; a row less would shift all that follow."""
+    (tmp_path / "a.csv").write_text('text\none\n\n""\ntwo\n')
+    assert list(embed.read_texts(tmp_path / "a.csv", "text")) == ["one", "", "", "two"]
+
+
 BAD = {
     "a.txt": (b"good\nbad \xff\n", "line 2: not UTF-8 at byte 9"),
     "b.jsonl": (b'{"text": "a"}\n{"text": 3}\n', "line 2: the text under 'text' is a number"),

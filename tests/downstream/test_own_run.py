@@ -3,9 +3,11 @@
 import json
 import random
 import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,6 +18,7 @@ from bertpipe.cli import main
 from bertpipe.config import Config, FinetuneConfig, TaskConfig
 from bertpipe.downstream import start_checks, training
 from bertpipe.errors import ConfigError
+from bertpipe.model import kernels
 from tests.downstream.conftest import TEXT, write_tokenizer
 from tests.downstream.test_own_task import write_csv
 from tests.runs import only
@@ -128,7 +131,8 @@ def test_validation_without_labels_is_predicted_by_the_last_epoch(flags, tmp_pat
     command = ["finetune", *flags, "--finetune.task", json.dumps(task), "--finetune.baselines", "[majority]"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "a validation: without labels; predicted, not scored" in printed and "not scored: no labels" in printed
+    assert "a validation: 9 examples, 9 without labels so predicted but not scored\n" in printed
+    assert "not scored: no labels" in printed
     folder = only(tmp_path / "runs", "finetune") / "a"
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["summary"]["model"]["median"] is None and scores["runs"][0]["best_epoch"] == 2
@@ -145,6 +149,59 @@ def test_validation_without_labels_is_predicted_by_the_last_epoch(flags, tmp_pat
     capsys.readouterr()
     assert main([*command, "--finetune.lr", "[1e-3, 1e-2]"]) == 2
     assert "a: validation has no labels, so nothing says which of several values is best" in capsys.readouterr().err
+
+
+def test_tags_to_predict_alone(checkpoint, tmp_path, capsys):
+    """Validation of which no word is labelled: a run, its files, but no scores."""
+    rows = [{"words": text.split(), "tags": ["O" if n % 2 else "B-X" for n, _ in enumerate(text.split())]}
+            for text in sentences(20)]  # fmt: skip
+    for name, kept in (("train", rows), ("validation", [row | {"tags": None} for row in rows[:5]])):
+        (tmp_path / "own").mkdir(exist_ok=True)
+        (tmp_path / "own" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    task = {"kind": "tokens", "text": "words", "label": "tags", "data": str(tmp_path / "own")}
+    given = ["--finetune.model", str(checkpoint), "--finetune.seeds", "1", "--finetune.epochs", "1"]
+    given += ["--finetune.max_length", "40", "--runtime.root", str(tmp_path / "runs"), "--runtime.progress", "false"]
+    assert main(["finetune", *given, "--finetune.task", json.dumps(task)]) == 0
+    assert "own validation: 5 examples, 5 without labels so predicted but not scored" in capsys.readouterr().out
+    run = only(tmp_path / "runs", "finetune") / "own" / "runs" / "model-seed-1"
+    assert all("label" not in row and len(row["prediction"]) == len(row["text"])
+               for row in lines(run / "predictions-validation.jsonl"))  # fmt: skip
+    assert (run / "predictions-validation.conll").read_text().count("\n\n") == 4
+
+
+def test_ids_of_any_type_are_written(flags, tmp_path):
+    """They used to fail behind the training, when predictions were written."""
+    rows = sentences(24)
+    days = [datetime(2026, 1, 1) + timedelta(days=number) for number in range(24)]
+    table = pa.table({"id": days, "body": rows, "topic": ["ab"["the" in row.split()] for row in rows]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    task = {"kind": "classification", "text": "body", "label": "topic", "data": str(tmp_path / "a.parquet")}
+    assert main(["finetune", *flags, "--finetune.task", json.dumps(task)]) == 0
+    run = only(tmp_path / "runs", "finetune") / "a" / "runs" / "model-seed-1"
+    assert {row["id"] for row in lines(run / "predictions-validation.jsonl")} < set(map(str, days))
+
+
+def test_a_head_for_other_labels_is_replaced_and_that_is_told(flags, tmp_path, capsys):
+    """The model of one task as the start of another, and as it is."""
+    rows = [{"body": body, "topic": "abc"[n % 3]} for n, body in enumerate(sentences(24))]
+    task = {
+        "kind": "classification",
+        "text": "body",
+        "label": "topic",
+        "data": str(write_csv(tmp_path / "x.csv", rows)),
+    }
+    assert main(["finetune", *flags, "--finetune.task", json.dumps(task)]) == 0
+    model = only(tmp_path / "runs", "finetune") / "x" / "model"
+    two = task | {"data": str(write_csv(tmp_path / "y.csv", [row | {"topic": row["topic"] == "a"} for row in rows]))}
+    again = ["finetune", *flags, "--finetune.model", str(model), "--finetune.task", json.dumps(two)]
+    kernels.say_once.cache_clear()
+    capsys.readouterr()
+    assert main([*again, "--runtime.root", str(tmp_path / "second")]) == 0
+    assert (
+        "its head is for other labels (classifier.bias [3], here [2]); a new one is trained" in capsys.readouterr().out
+    )
+    assert main([*again, "--runtime.root", str(tmp_path / "third"), "--finetune.epochs", "0"]) == 2
+    assert "is for other labels (classifier.bias [3], here [2])" in capsys.readouterr().err
 
 
 def test_a_text_longer_than_the_model_and_a_pair_of_which_one_side_fits(checkpoint, tmp_path):

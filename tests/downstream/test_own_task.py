@@ -182,7 +182,7 @@ def test_classes_by_name_from_one_file(tmp_path):
     assert [both[i] for i in range(40)] == [((r["title"], r["body"]), r["topic"]) for r in TOPICS], (
         "ids are row numbers"
     )
-    assert train.remarks == ("4 of 40 rows are held out for validation",)
+    assert train.counts == {} and validation.counts == {"held_out_of_train": 4}
 
 
 @settings(deadline=None, max_examples=30)
@@ -267,7 +267,6 @@ def test_a_split_without_labels_is_predicted(tmp_path, kind, split, column):
         return
     found = load(tmp_path, kind=kind, text="title")[split]
     assert found.labels is None and len(found) == 1
-    assert found.remarks == (("without labels; predicted, not scored",) if split == "validation" else ())
     assert found.label_names == load(tmp_path, kind=kind, text="title")["train"].label_names
 
 
@@ -276,7 +275,7 @@ def test_empty_texts_are_kept_and_counted(tmp_path):
     train = load({"train": write_csv(tmp_path / "a.csv", rows), "validation": tmp_path / "a.csv"}, text="title")[
         "train"
     ]
-    assert train.texts[0] == ("",) and train.num_empty == 2 and train.remarks == ("2 of 4 with an empty text; kept",)
+    assert train.texts[0] == ("",) and train.counts == {"with_an_empty_text": 2}
 
 
 def test_a_class_with_one_example_is_a_class(tmp_path):

@@ -79,7 +79,7 @@ def test_tags_as_text(tmp_path):
     assert train.label_names == ("O", "B-LOC", "B-PER", "I-LOC", "I-PER"), "I-LOC too, which only another text may have"
     assert [row.tolist() for row in train.labels] == [[2, 4, 0], [0, 1]] and train.labels[0].dtype == np.int64
     assert validation.label_names == train.label_names and validation.labels[0].tolist() == [0, 1]
-    assert train.counts == {} and train.num_empty == 0
+    assert train.counts == {}
 
 
 def test_tags_as_codes_with_names(tmp_path):
@@ -112,6 +112,14 @@ def test_secret_test_tags_give_no_labels(tmp_path, tags):
     test = pa.table({"tokens": TRAIN["tokens"]} | ({} if tags is None else {"ner_tags": tags}))
     split = load(tmp_path, train=TRAIN, validation=TRAIN, test=test)["test"]
     assert split.labels is None and len(split) == 2 and split.ids == [0, 1] and split.label_names
+
+
+@pytest.mark.parametrize("tags", [[[-1, -1, -1], [-1, -1]], [None, None], pa.nulls(2)], ids=str)
+def test_validation_without_any_tag_is_for_predictions(tmp_path, tags):
+    secret = pa.table({"tokens": TRAIN["tokens"], "ner_tags": tags})
+    assert load(tmp_path, train=TRAIN, validation=secret)["validation"].labels is None
+    assert "column 'ner_tags'" in failure(tmp_path, train=secret), "what is trained on needs them"
+    assert "no column 'ner_tags'" in failure(tmp_path, validation={"tokens": TRAIN["tokens"]})
 
 
 def test_iob_errors_are_kept_and_counted(tmp_path):
@@ -392,7 +400,7 @@ def test_a_run_learns_and_says_how_well_each_type_is_found(made):
         assert recall == pytest.approx(right / gold)
     assert baseline["init"] == "majority" and baseline["per_type"]["PER"]["f1"] == 1
     assert scores["truncated"] == 0 and scores["counts"]["validation"]["sentences_in_windows"] > 10
-    assert "wnut17 validation: sentences in windows" in printed and f"f1 {model['scores']['f1']:.3f}" in printed
+    assert " sentences in windows, " in printed and f"f1 {model['scores']['f1']:.3f}" in printed
 
 
 def test_predictions_come_with_words_and_in_the_columns_of_conlleval(made):

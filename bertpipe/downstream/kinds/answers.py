@@ -17,8 +17,8 @@ import numpy as np
 from bertpipe.data.batches import Examples
 from bertpipe.downstream import squad_metric
 from bertpipe.downstream.bootstrap import Weighted, mean_of
-from bertpipe.downstream.kind import Encoded, Kind, Outputs, Split, Task
-from bertpipe.downstream.kinds.columns import num_empty, strings
+from bertpipe.downstream.kind import Encoded, Kind, Outputs, Split, Task, counted
+from bertpipe.downstream.kinds.columns import empty, strings
 from bertpipe.downstream.spans import Answer, decode, make_windows, place_labels
 from bertpipe.errors import DataError
 
@@ -52,13 +52,13 @@ class Answers(Kind):
         questions, contexts = (strings(table, column, where) for column in task.text)
         texts: list[tuple[str, ...]] = list(zip(questions, contexts, strict=True))
         ids = _ids(table, where)
-        empty = num_empty(texts)
-        result = Split(texts, None, ids, None, empty, {"empty_questions_or_contexts": empty} if empty else {})
+        result = Split(texts, None, ids, None, empty(texts))
         if task.label not in table.column_names:
             return result
         given = _given(table[task.label], where, task.label)
-        if split in task.predicted and not any(given):
-            return result  # secret
+        secret = not any(given) if split in task.predicted else split != "train" and all(x is None for x in given)
+        if secret:
+            return result
         labels: list[list[Gold]] = []
         for (_, context), name, answers in zip(texts, ids, given, strict=True):
             if not answers and (answers is None or task.metric == "squad"):
@@ -69,7 +69,7 @@ class Answers(Kind):
             for golds, answers in zip(labels, given, strict=True)
             for gold, (_, start) in zip(golds, answers or [], strict=True)
         )
-        moved = {"answers_moved_to_where_their_text_is": num_moved} if num_moved else {}
+        moved = counted(answers_moved_to_where_their_text_is=num_moved)
         return replace(result, labels=labels, counts=result.counts | moved)
 
     def encode(self, split: Split, tokenizer: Any, settings: FinetuneConfig) -> Encoded:
@@ -79,17 +79,12 @@ class Answers(Kind):
         if split.labels is not None:
             spans = [golds[0][1:] if golds else None for golds in split.labels]
             labels, num_unseen = place_labels(windows, spans)
-        counts = {
-            "questions_cut": windows.num_cut,
-            "windows": len(windows.input_ids),
-            "answers_in_no_window_as_a_whole": num_unseen,
-        }
-        return Encoded(
-            Examples(windows.input_ids, windows.token_type_ids, labels),
-            windows.num_cut,
-            {name: count for name, count in counts.items() if count},
-            windows,
+        counts = counted(
+            questions_cut=windows.num_cut,
+            windows=len(windows.input_ids),
+            answers_in_no_window_as_a_whole=num_unseen,
         )
+        return Encoded(Examples(windows.input_ids, windows.token_type_ids, labels), counts, windows)
 
     def model_fields(self, split: Split) -> dict[str, Any]:
         """Two outputs, of the start and the end."""
@@ -121,10 +116,12 @@ class Answers(Kind):
         return mean_of(np.array([row[task.headline] for row in scores]))
 
     def final(self, task: Task, predicted: list[Answer], scores: Mapping[str, float]) -> list[Answer]:
-        """For 2.0, no answer where the odds say so: by the threshold that is best on validation."""
+        """For 2.0, no answer where the odds say so: by the threshold that is best on validation; 0 where that has no
+        labels."""
         if task.metric == "squad":
             return predicted
-        return [replace(answer, withheld=answer.odds > scores["best_f1_thresh"]) for answer in predicted]
+        threshold = scores.get("best_f1_thresh", 0.0)
+        return [replace(answer, withheld=answer.odds > threshold) for answer in predicted]
 
     def files(self, split: Split, predicted: list[Answer]) -> dict[str, str]:
         """json: what evaluate-v1.1.py and evaluate-v2.0.py read; null_odds.json: the latter's --na-prob-file."""

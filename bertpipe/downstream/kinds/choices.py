@@ -12,7 +12,7 @@ import numpy as np
 
 from bertpipe.data.batches import Examples
 from bertpipe.downstream.encode import encode_texts
-from bertpipe.downstream.kind import Encoded, Outputs, Split, name_fields
+from bertpipe.downstream.kind import Encoded, Outputs, Split, counted, name_fields
 from bertpipe.downstream.kinds.sequences import Sequences
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Choices(Sequences):
         pairs = [(first, choice) for first, *choices in split.texts for choice in choices]
         tokens = encode_texts(pairs, tokenizer, settings.max_length)
         examples = Examples(tokens.input_ids, tokens.token_type_ids, split.labels, choices=num)
-        return Encoded(examples, num_truncated=len({row // num for row in tokens.truncated}))
+        return Encoded(examples, counted(cut_to_max_length=len({row // num for row in tokens.truncated})))
 
     def model_fields(self, split: Split) -> dict[str, Any]:
         """One output: the stock head gives each choice a number."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bertpipe.downstream.kind import UNLABELLED
+from bertpipe.downstream.kind import UNLABELLED, counted
 from bertpipe.downstream.task_sources import near
 from bertpipe.errors import DataError
 
@@ -82,16 +82,19 @@ def _is_utf8(value: pa.Scalar) -> bool:
 
 
 def identifiers(table: pa.Table) -> list[int] | list[str]:
-    """The column `idx` or `id`, or else the row numbers."""
+    """The column `idx` or `id` where it has no nulls, or else the row numbers; what is no whole number as text."""
+    import pyarrow as pa
+
     for column in ("idx", "id"):
-        if column in table.column_names:
-            return table[column].to_pylist()
+        if column in table.column_names and table[column].null_count == 0:
+            values = _decoded(table, column, column)
+            return values if pa.types.is_integer(table.schema.field(column).type) else list(map(str, values))
     return list(range(table.num_rows))
 
 
-def num_empty(texts: list[tuple[str, ...]]) -> int:
-    """How many examples have a text of white space alone."""
-    return sum(not all(text.strip() for text in example) for example in texts)
+def empty(texts: Iterable[tuple[str, ...]]) -> dict[str, int]:
+    """For `Split.counts` the examples with a text of white space alone, kept because the official scores count them."""
+    return counted(with_an_empty_text=sum(not all(text.strip() for text in example) for example in texts))
 
 
 def class_names(table: pa.Table, column: str, where: str) -> list[Any]:

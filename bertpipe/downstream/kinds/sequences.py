@@ -14,7 +14,7 @@ import numpy as np
 
 from bertpipe.data.batches import Examples
 from bertpipe.downstream.encode import encode_texts
-from bertpipe.downstream.kind import OWN, UNLABELLED, Encoded, Kind, Outputs, Split, Task, name_fields
+from bertpipe.downstream.kind import OWN, UNLABELLED, Encoded, Kind, Outputs, Split, Task, counted, name_fields
 from bertpipe.downstream.kinds import columns
 from bertpipe.errors import DataError
 
@@ -44,19 +44,13 @@ class Sequences(Kind):
                 labels, label_names = self._named(table, task, split, where, names)
             else:
                 labels = self._labels(table, task, split, where)
-        empty, remarks = columns.num_empty(texts), []
-        if empty:
-            remarks.append(f"{empty} of {len(texts)} with an empty text; kept")
-        if labels is None and split in task.evaluated:
-            remarks.append("without labels; predicted, not scored")
-        return Split(texts, labels, columns.identifiers(table), label_names, empty, remarks=tuple(remarks))
+        return Split(texts, labels, columns.identifiers(table), label_names, columns.empty(texts))
 
     def encode(self, split: Split, tokenizer: Any, settings: FinetuneConfig) -> Encoded:
         """[CLS] a [SEP], or [CLS] a [SEP] b [SEP], cut to `finetune.max_length`."""
         tokens = encode_texts(split.texts, tokenizer, settings.max_length)
         examples = Examples(tokens.input_ids, tokens.token_type_ids, split.labels)
-        cut = f"{tokens.num_truncated} of {len(split)} longer than finetune.max_length ({settings.max_length}); cut"
-        return Encoded(examples, tokens.num_truncated, remarks=(cut,) if tokens.num_truncated else ())
+        return Encoded(examples, counted(cut_to_max_length=tokens.num_truncated))
 
     def model_fields(self, split: Split) -> dict[str, Any]:
         """The labels' names, or one output; and the stock loss."""
@@ -117,7 +111,7 @@ class Sequences(Kind):
         if None in values:
             raise DataError(
                 f"{where}: row {values.index(None)}: column {task.label!r} is empty, null or -1, which is no label; "
-                "label the row or remove it"
+                "label the row or remove it (a class can't be called -1: call it otherwise)"
             )
         found = names or columns.in_order(values)
         if len(found) == 1:

@@ -17,8 +17,8 @@ from bertpipe.data.batches import Examples
 from bertpipe.downstream import conll_files, entities, windows
 from bertpipe.downstream.bootstrap import Weighted, f1_of
 from bertpipe.downstream.encode import encode_words, special_tokens
-from bertpipe.downstream.kind import UNLABELLED, Encoded, Kind, Outputs, Split, Task, name_fields
-from bertpipe.downstream.kinds.columns import identifiers, lists
+from bertpipe.downstream.kind import UNLABELLED, Encoded, Kind, Outputs, Split, Task, counted, name_fields
+from bertpipe.downstream.kinds.columns import empty, identifiers, lists
 from bertpipe.errors import DataError
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ class Tokens(Kind):
             labels=None if tags is None else [np.array([code[tag] for tag in row], np.int64) for row in tags],
             ids=identifiers(table),
             label_names=names,
-            num_empty=sum(not "".join(row).strip() for row in words),
-            counts={"entities_that_begin_with_I": unbegun} if unbegun else {},
+            counts=empty(("".join(row),) for row in words) | counted(entities_that_begin_with_I=unbegun),
         )
 
     def encode(self, split: Split, tokenizer: Any, settings: FinetuneConfig) -> Encoded:
@@ -102,15 +101,15 @@ class Tokens(Kind):
                     labels.append(split.labels[number][mine])
                 sentence.append(number)
                 word.append(mine[0])
-        counts = {
-            "words_without_pieces": sum(w in silent for words in split.texts for w in words) if silent else 0,
-            "sentences_in_windows": num_long,
-            "windows": len(rows) - len(split) + num_long,
-        }
+        counts = counted(
+            words_without_pieces=sum(w in silent for words in split.texts for w in words) if silent else 0,
+            sentences_in_windows=num_long,
+            windows=len(rows) - len(split) + num_long,
+        )
         first = np.append(0, np.cumsum([len(words) for words in split.texts]))
         return Encoded(
             Examples(rows, [np.zeros_like(r) for r in rows], None if split.labels is None else labels, positions),
-            counts={name: value for name, value in counts.items() if value},
+            counts,
             notes=Places(np.array(sentence), np.array(word), first),
         )
 
@@ -186,13 +185,13 @@ def _check_text(table: pa.Table, column: str, where: str) -> None:
 def _tags(
     table: pa.Table, task: Task, split: str, where: str, words: list[list[str]], names: tuple[str, ...] | None
 ) -> list[list[str]] | None:
-    """The tags of each sentence; None for a split to predict without labels (all null or -1)."""
+    """The tags of each sentence; None for a split other than train without labels (all null or -1)."""
     import pyarrow as pa
 
     column = task.label
     if column not in table.column_names:
         return None
-    if split in task.predicted and _are_secret(table[column].to_pylist()):
+    if split != "train" and _are_secret(table[column].to_pylist()):
         return None
     rows = lists(table, column, where)
     for row, (tags, sentence) in enumerate(zip(rows, words, strict=True)):
