@@ -183,9 +183,9 @@ class _Scoring:
 
     def _cells(self) -> list[Cell]:
         """The task's runs; only the main process names them by what they depend on."""
-        settings, task = self.cfg.finetune, self.task
-        root = Path(self.cfg.runtime.root)
-        data = None
+        task, root, data = self.task, Path(self.cfg.runtime.root), None
+        # `auto` is not the same everywhere, and a folder of cells may be shared
+        settings = self.cfg.finetune.model_copy(update={"precision": self.place.precision})
         if self.place.is_main:
             cache, train = root / ".hashes.json", grid.is_trained(settings)
             data = tasks.identify([self.name], settings.data, cache, settings.task, train)[self.name]

@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 
 from bertpipe import artifact
+from bertpipe.config import RuntimeConfig
 from bertpipe.downstream import cells, grid
 from bertpipe.downstream.cells import take
 from bertpipe.errors import ArtifactError
+from bertpipe.train.place import Place
 from tests.crashes import KILLED, count_changes, in_child, killed_at
 from tests.downstream.tuning import cells as cells_of
 from tests.downstream.tuning import config, contents, scores, tune, write_task
 
 SEEDS = 4
+AUTO = Place(RuntimeConfig(device="cpu"), "auto").precision
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,7 @@ def artifact_of(root: Path) -> Path:
         ({"seeds": 2, "tasks": ["sst2", "cola"]}, 2),
         ({"seeds": 2, "baselines": ["majority", "tfidf"]}, 2),
         ({"seeds": 2, "weight_decay": 0.1}, 2),
+        ({"seeds": 2, "precision": "auto"}, 0 if AUTO == "fp32" else 2),
     ],
 )
 def test_only_what_is_new_is_made(trial, root, capsys, wider, num_new):

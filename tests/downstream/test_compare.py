@@ -26,6 +26,17 @@ def answered(lines: list[dict], right: np.ndarray) -> tuple[list[dict], dict]:
     return out, metrics.compute("accuracy_and_f1", predicted, gold)
 
 
+def test_a_split_without_labels_is_left_out(tmp_path):
+    """mnli's second validation set may be secret."""
+    lines, scores = classified(60, classes=("entailment", "neutral", "contradiction"))
+    for name in "ab":
+        run = write_run(tmp_path / name, "mnli", lines, scores)
+        bare = [{key: value for key, value in line.items() if key != "label"} for line in lines]
+        path = run / "predictions-validation_mismatched.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in bare))
+    assert [row.split for row in compare.compare(tmp_path / "a", tmp_path / "b", 10)] == ["validation_matched"]
+
+
 @pytest.fixture
 def pair(tmp_path) -> tuple[Path, Path]:
     """Two artifacts with mrpc: of 200 examples A alone has 12 right, B alone 30."""

@@ -530,3 +530,16 @@ def test_any_table_of_text_is_read_or_refused_in_one_line(tmp_path):
             assert "\n" not in str(error) and str(error).startswith(f"{path}: "), number
         else:
             assert sum(map(len, splits.values())) == len(rows)
+
+
+def test_classes_called_minus_one_are_told_why_not(tmp_path):
+    """-1 is GLUE's code for a secret label; sentiment is often -1, 0, 1."""
+    path = write_csv(tmp_path / "a.csv", [{"title": str(n), "topic": n % 3 - 1} for n in range(12)])
+    assert "a.csv: row 0: column 'topic' is empty, null or -1, which is no label; " in failure(path, text="title")
+    assert failure(path, text="title").endswith("(a class can't be called -1: call it otherwise)")
+
+
+def test_answers_in_a_csv_are_refused_for_what_they_are(tmp_path):
+    path = write_csv(tmp_path / "a.csv", [{"q": "where?", "c": "In Rome.", "a": "{'text': ['Rome']}"}])
+    message = failure(path, kind="answers", text=["q", "c"], label="a")
+    assert message.endswith("a.csv: column 'a' holds text; answers need a .json, .jsonl or .parquet file")
