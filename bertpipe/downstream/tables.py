@@ -141,6 +141,8 @@ def _records(path: Path, text: str, delimiter: str, quotes: bool) -> Iterator[tu
 def _read_json(path: Path, text: str, settings: TaskConfig) -> dict[str, Sequence[Any]]:
     """A list of objects; or, as many tools write .json, an object a line."""
     if text.lstrip()[:1] != "[":
+        if "\n" in text.strip() and _is_one_object(text):
+            raise DataError(f"{path}: one object; write a list of objects {{column: value, ...}}, or one a line")
         return _read_jsonl(path, text, settings)
     try:
         rows = json.loads(text)
@@ -149,6 +151,13 @@ def _read_json(path: Path, text: str, settings: TaskConfig) -> dict[str, Sequenc
     except (RecursionError, ValueError) as error:
         raise DataError(f"{path}: JSON that can't be read ({str(error)[:100]})") from None
     return _columns(path, ((f"row {number}", row) for number, row in enumerate(rows)))
+
+
+def _is_one_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (RecursionError, ValueError):
+        return False
 
 
 def _read_jsonl(path: Path, text: str, settings: TaskConfig) -> dict[str, Sequence[Any]]:

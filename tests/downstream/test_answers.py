@@ -520,7 +520,9 @@ def test_what_was_cut_and_moved_is_told(start, tmp_path, capsys):
     options = ["--finetune.tasks", "squad_v2", "--finetune.data", path, "--finetune.model", start / "model"]
     assert main(finetune(*options, "--finetune.epochs", "1", "--runtime.root", tmp_path / "runs")) == 0
     said = capsys.readouterr().out
-    assert re.search(r"squad_v2 validation: \d+ examples, \d+ articles held out of the only file, \d+ windows\n", said)
+    assert re.search(
+        r"squad_v2 validation: \d+ examples, \d+ paragraphs held out of the only file, \d+ windows\n", said
+    )
     told = r"squad_v2 train: \d+ examples, 1 answers moved to where their text is, 1 questions cut, \d+ windows\n"
     assert re.search(told, said)
     scores = read(only(tmp_path / "runs", "finetune") / "squad_v2" / "scores.json")

@@ -71,7 +71,7 @@ def test_one_yaml_and_a_csv(flags, tmp_path, capsys):
     command += ["--finetune.task.name", "my"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "my train: 9 of 90 rows are held out for validation" in printed
+    assert "my validation: 9 examples, 9 held out of train\n" in printed
     assert "my train: 1 of 81 with an empty text; kept" in printed
     assert "my train: 1 of 81 longer than finetune.max_length (40); cut" in printed
     assert "has no pooler; it starts random" in printed

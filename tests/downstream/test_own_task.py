@@ -532,6 +532,14 @@ def test_any_table_of_text_is_read_or_refused_in_one_line(tmp_path):
             assert sum(map(len, splits.values())) == len(rows)
 
 
+def test_a_type_with_many_keys_is_shown_in_short(tmp_path):
+    """pandas writes a table as one object of columns, unless it is told otherwise."""
+    columns = {name: {str(row): "x" for row in range(99)} for name in ("title", "topic")}
+    (tmp_path / "a.json").write_text(json.dumps(columns))
+    message = failure(tmp_path / "a.json", text="title").partition(": ")[2]
+    assert message.startswith("column 'title' holds struct<0: string") and len(message) < 120
+
+
 def test_classes_called_minus_one_are_told_why_not(tmp_path):
     """-1 is GLUE's code for a secret label; sentiment is often -1, 0, 1."""
     path = write_csv(tmp_path / "a.csv", [{"title": str(n), "topic": n % 3 - 1} for n in range(12)])

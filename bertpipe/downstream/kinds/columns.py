@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from bertpipe.downstream.kind import Task
 
+LONGEST_TYPE = 60
+"""Characters of a column's type that a message shows."""
+
 
 def texts(table: pa.Table, task: Task, where: str) -> list[tuple[str, ...]]:
     """The texts of each example: the task's columns of text, or what its templates make of them."""
@@ -36,13 +39,19 @@ def texts(table: pa.Table, task: Task, where: str) -> list[tuple[str, ...]]:
     return [tuple(template.format_map(row) for template in task.templates) for row in named]
 
 
+def type_name(kind: pa.DataType) -> str:
+    """A type in few words; that of an object names all its keys."""
+    text = str(kind)
+    return text if len(text) <= LONGEST_TYPE else f"{text[:LONGEST_TYPE]} ..."
+
+
 def strings(table: pa.Table, column: str, where: str) -> list[str]:
     """A column of text, no value missing."""
     import pyarrow as pa
 
     kind = table.schema.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError(f"{where}: column {column!r} holds {kind}, not text")
+        raise DataError(f"{where}: column {column!r} holds {type_name(kind)}, not text")
     values = _decoded(table, column, where)
     if None in values:
         raise DataError(f"{where}: row {values.index(None)}: column {column!r} is null; remove the row or fill it in")
@@ -55,7 +64,7 @@ def lists(table: pa.Table, column: str, where: str) -> list[list[Any]]:
 
     kind = table.schema.field(column).type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise DataError(f"{where}: column {column!r} holds {kind}, not lists")
+        raise DataError(f"{where}: column {column!r} holds {type_name(kind)}, not lists")
     rows = _decoded(table, column, where)
     for row, values in enumerate(rows):
         if not values or None in values:
@@ -133,9 +142,9 @@ def codes_of(values: Sequence[str], rows: Iterable[int], names: tuple[str, ...],
     codes = {name: code for code, name in enumerate(names)}
     for row, value in zip(rows, values, strict=True):
         if value not in codes:
-            shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            few = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             raise DataError(
                 f"{where}: row {row}: column {column!r} has the label {value!r}, which no training row has; they have "
-                f"{shown}{near(value, names)}"
+                f"{few}{near(value, names)}"
             )
     return [codes[value] for value in values]

@@ -102,8 +102,8 @@ class Sequences(Kind):
 
         if pa.types.is_nested(table.schema.field(task.label).type):
             raise DataError(
-                f"{where}: column {task.label!r} holds {table.schema.field(task.label).type}, not one class a row; for "
-                "lists of them the kind is multi_label"
+                f"{where}: column {task.label!r} holds {columns.type_name(table.schema.field(task.label).type)}, "
+                "not one class a row; for lists of them the kind is multi_label"
             )
         values = columns.class_names(table, task.label, where)
         if split != "train" and not any(values):
