@@ -267,7 +267,8 @@ class FinetuneConfig(Section):
     """Folder laid out <task>/{train,validation,test}.parquet; for squad and squad_v2 also the official JSON, a folder
     or as one file; unset loads the tasks' data sets from the Hub."""
     model: str | None = None
-    """Checkpoint to fine-tune (folder or Hub id); unset takes this run's pretrained model."""
+    """Checkpoint to fine-tune (folder or Hub id), its head too where it is for as many labels; unset takes this run's
+    pretrained model."""
     seeds: int | list[int] = 3
     """Runs a task: a number n (seeds 1..n) or the seeds themselves."""
     baselines: str | list[str] = Field(default_factory=list)

@@ -144,7 +144,8 @@ BAD = [
     ("x.jsonl", b"[" * 9_999, "line 1: JSON that can't be read"),
     ("x.jsonl", b'{"text": ' + b"9" * 5_000 + b"}", "line 1: JSON that can't be read"),
     ("x.json", b'[{"text": "a"},\n {"text": "b"]', "line 2: broken JSON at column 14"),
-    ("x.json", b'{"data": [\n{"text": "a"}]}', "one object; write a list of objects {column: value, ...}, or one a line"),
+    ("x.json", b'{"data": [\n{"text": "a"}]}', "one object; write a list of objects {column: value, ...}, "
+     "or one a line"),
     ("x.json", b'[{"text": "a"}, 3]', "row 1: not an object {column: value, ...} but 3"),
     ("x.json", b'[{"label": null}, {"label": "a"}, {"label": 2}]', "row 2: column 'label' holds 2, which can't stand "
      'with "a" above; give the whole column one type'),
