@@ -23,6 +23,7 @@ from tests.downstream.conftest import TEXT, write_tokenizer
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32}
 SIZES |= {"initializer_range": 0.6, "max_position_embeddings": 66}
 IDS = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+EUROPEAN = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 32}
 KINDS = {
     "bert": lambda n: tr.BertConfig(vocab_size=n, **SIZES),
@@ -35,7 +36,7 @@ KINDS = {
     "modernbert": lambda n: tr.ModernBertConfig(
         vocab_size=n, local_attention=8, **IDS, **SIZES | {"num_hidden_layers": 4}
     ),
-    "eurobert": lambda n: tr.EuroBertConfig(vocab_size=n, mask_token_id=4, **SIZES),
+    "eurobert": lambda n: tr.EuroBertConfig(vocab_size=n, mask_token_id=4, **EUROPEAN, **SIZES),
     "deberta-v2": lambda n: tr.DebertaV2Config(vocab_size=n, position_biased_input=False, **RELATIVE, **SIZES),
     "big_bird": lambda n: tr.BigBirdConfig(vocab_size=n, attention_type="block_sparse", **SIZES),
     "mpnet": lambda n: tr.MPNetConfig(vocab_size=n, **SIZES),  # a family that is trained nowhere here
@@ -48,10 +49,7 @@ def write_model(folder: Path, kind: str, size: int | None = None) -> Path:
     """A stock encoder with random weights that make uneven attention, beside a tokenizer of 64 tokens at most."""
     number = len(write_tokenizer(folder))
     torch.manual_seed(0)
-    model = tr.AutoModel.from_config(KINDS[kind](size or number))
-    if kind == "big_bird":
-        model.set_attention_type("original_full")
-    model.save_pretrained(folder)
+    tr.AutoModel.from_config(KINDS[kind](size or number)).save_pretrained(folder)
     return folder
 
 
@@ -66,6 +64,8 @@ def reference(folder: Path, *texts: str) -> np.ndarray:
     words = [[vocabulary.index(word) for word in text.split()] for text in texts]
     ids = [[2, *words[0], 3], *([*more, 3] for more in words[1:])]
     model = tr.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    if model.config.model_type == "big_bird":  # as the stock class does for short texts, but not the first
+        model.set_attention_type("original_full")
     given = {"input_ids": torch.tensor([[number for part in ids for number in part]])}
     if len(texts) > 1 and model.config.model_type == "bert":
         given["token_type_ids"] = torch.tensor([[0] * len(ids[0]) + [1] * len(ids[1])])
@@ -347,7 +347,7 @@ def test_the_page_in_a_browser(browser, hostile):
         assert {y for _, y, _ in lines_of(page)} == {str(9.5 * 21)}
         page.get_by_label("head 3", exact=True).click()
         assert page.locator("#chosen figure").count() == 2
-        page.locator("#layer").select_option("1")
+        page.locator("#layer").select_option(index=1)
         titles = page.locator("#chosen b").all_inner_texts()
         assert titles == ["Layer 2, head 1", "Layer 2, head 3"]
         page.locator(".layers button").nth(4).click()
@@ -416,4 +416,5 @@ def test_the_policy_lets_no_other_script_run(browser, hostile):
         )
         found.page.wait_for_function("document.images.length === 2 && [...document.images].every((i) => i.complete)")
         assert found.page.evaluate("window.ran") is None
-        assert found.asked == [hostile[0].as_uri()] and "Content Security Policy" in "".join(found.said)
+        refused = [line for line in found.said if "Content Security Policy" in line]
+        assert len(refused) >= 4  # the script, two pictures, a handler
