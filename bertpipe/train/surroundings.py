@@ -154,35 +154,42 @@ def hub(cfg: Config) -> Iterator[Finding]:
 
 def hub_at(endpoint: str, get_token: Callable[[], str | None], offline: bool) -> Iterator[Finding]:
     """Whether the Hub at `endpoint` answers, and whose the token is; it is shown nowhere and sent to no other place."""
-    answer: list[tuple[str | None, int, dict[str, Any]]] = []
-    if offline:
-        yield Finding("network", "ok", "HF_HUB_OFFLINE is set: models and data come from folders and the cache")
-        return
+    found: dict[str, Any] = {}
 
     def ask() -> None:
-        token = get_token()
-        answer.append((token, *_whoami(endpoint, token)))
+        found["token"] = get_token()
+        if not offline:
+            found["status"], found["who"] = _whoami(endpoint, found["token"])
 
     asking = threading.Thread(target=ask, daemon=True)  # a look-up of a name has no time limit of its own
     asking.start()
     asking.join(2 * SECONDS)
-    token, status, who = answer[0] if answer else (None, 0, {})
-    if not status:
+    status = found.get("status", 0)
+    if offline:
+        yield Finding("network", "ok", "HF_HUB_OFFLINE is set: models and data come from folders and the cache")
+    elif status:
+        yield Finding("network", "ok", f"{endpoint} answers")
+    else:
         advice = "none needed: folders work offline; for the Hub look at the connection, HTTPS_PROXY, HF_ENDPOINT"
         yield Finding("network", "note", f"{endpoint} does not answer", advice)
-        return
-    yield Finding("network", "ok", f"{endpoint} answers")
+    yield _login(found.get("token"), status, found.get("who", {}))
+
+
+def _login(token: str | None, status: int, who: dict[str, Any]) -> Finding:
     if token is None:
-        yield Finding("login", "note", "no token of the Hub", "only to publish or for private models: hf auth login")
-    elif status == 200:
-        role = who.get("auth", {}).get("accessToken", {}).get("role", "unknown")
-        reads = role == "read"
-        advice = "to publish, make a token that may write and log in with it: hf auth login" if reads else ""
-        yield Finding("login", "note" if reads else "ok", f"{who.get('name')}, by a token of role {role}", advice)
-    elif status in (401, 403):
-        yield Finding("login", "wrong", f"the Hub refuses the token ({status})", "log in again: hf auth login")
-    else:
-        yield Finding("login", "note", f"the Hub says {status} to who this is", "try again later")
+        return Finding("login", "note", "no token of the Hub", "only to publish or for private models: hf auth login")
+    if status == 0:
+        return Finding("login", "ok", "a token of the Hub is there; whose it is can't be asked now")
+    if status in (401, 403):
+        return Finding("login", "wrong", f"the Hub refuses the token ({status})", "log in again: hf auth login")
+    if status != 200:
+        return Finding("login", "note", f"the Hub says {status} to who this is", "try again later")
+    role = who.get("auth", {}).get("accessToken", {}).get("role", "unknown")
+    text = f"{who.get('name')}, by a token of role {role}"
+    if role == "read":
+        advice = "to publish, make a token that may write and log in with it: hf auth login"
+        return Finding("login", "note", text, advice)
+    return Finding("login", "ok", text)
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):

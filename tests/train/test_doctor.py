@@ -15,7 +15,7 @@ from bertpipe.config import Config, ModelConfig, RuntimeConfig
 from bertpipe.train import doctor, surroundings
 
 TOKEN = "hf_" + "abcDEF123" * 4
-NAMES = ["python", "packages", "device", "bf16", "attention", "threads", "memory", "disk", "files", "network"]
+NAMES = ["python", "packages", "device", "bf16", "attention", "threads", "memory", "disk", "files", "network", "login"]
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -193,14 +193,15 @@ def test_the_token_goes_to_no_other_place():
 
 def test_no_network_is_no_failure(monkeypatch):
     monkeypatch.setattr(surroundings, "SECONDS", 0.2)
-    (offline,) = surroundings.hub_at("http://127.0.0.1:9", lambda: TOKEN, True)
-    assert offline.state == "ok" and "HF_HUB_OFFLINE" in offline.text
-    (refused,) = ask("http://127.0.0.1:9")
+    offline, there = surroundings.hub_at("http://127.0.0.1:9", lambda: TOKEN, True)
+    assert offline.state == there.state == "ok" and "HF_HUB_OFFLINE" in offline.text
+    assert there.text == "a token of the Hub is there; whose it is can't be asked now"
+    refused, _ = ask("http://127.0.0.1:9")
     with serving(200, wait=1.0) as (endpoint, _):
-        (hangs,) = ask(endpoint)
+        hangs, _ = ask(endpoint)
     stuck = threading.Event()
-    (never,) = surroundings.hub_at("http://127.0.0.1:9", lambda: str(stuck.wait(30)), False)
+    never, unknown = surroundings.hub_at("http://127.0.0.1:9", lambda: str(stuck.wait(30)), False)
     stuck.set()
     for finding in (refused, hangs, never):
         assert finding.state == "note" and "does not answer" in finding.text
-    assert doctor.settle([offline, refused, hangs, never]) == 0
+    assert doctor.settle([offline, there, refused, hangs, never, unknown]) == 0
