@@ -284,7 +284,7 @@ def write_hostile(folder: Path) -> Path:
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     tr.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names).save_pretrained(folder)
     torch.manual_seed(0)
-    tr.BertModel(tr.BertConfig(vocab_size=len(pieces), **SIZES)).save_pretrained(folder)
+    tr.BertModel(tr.BertConfig(vocab_size=len(pieces), **SIZES | {"initializer_range": 0.3})).save_pretrained(folder)
     return folder
 
 
@@ -371,6 +371,7 @@ def test_the_page_by_keyboard(browser, hostile):
         for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
             page.keyboard.press(key)
         weight = attended.weights[1, 1, 2, 1]
+        assert abs(weight - attended.weights[1, 1, 1, 2]) > 0.01
         assert page.locator("#chosen output").inner_text() == f"{HOSTILE[1]} → {HOSTILE[0]}: {weight:.4f}"
         page.keyboard.press("Enter")
         assert page.locator("#words button[aria-pressed=true]").inner_text() == HOSTILE[1]
