@@ -7,7 +7,6 @@ launcher itself ends with 1 whenever one of its processes did not end with 0.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import difflib
 import os
@@ -15,12 +14,13 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from bertpipe import __version__, artifact
-from bertpipe.config import Config, RuntimeConfig
+from bertpipe.commands import OWN, SUMMARIES, quiet_libraries
+from bertpipe.config import Config
 from bertpipe.config_files import parser, read_config
-from bertpipe.errors import ArtifactError, BertpipeError, ConfigError
+from bertpipe.errors import BertpipeError, ConfigError
 from bertpipe.pipeline import MULTI_PROCESS, STAGES, Pipeline, is_main, several_processes, wanted
 from bertpipe.redaction import redact
 
@@ -38,10 +38,12 @@ COMMANDS = {
     "plan": "say which stages are done, stale or missing",
     "estimate": "say the memory, tokens, FLOPs and hours of pretraining (--measure times a few steps)",
     "replay": "rebuild the batch of one step of a pretraining run, with its losses and its text: --step K",
-    "compare": "two finetune artifacts on the tasks they share, example by example: bertpipe compare A B",
-    "embed": "turn texts into vectors, or into a folder for sentence-transformers: bertpipe embed --model FOLDER ...",
-    "verify": "re-hash an artifact folder against its manifest: bertpipe verify FOLDER",
+    "doctor": "look at versions, devices, disk, network and login; say what to do (--json prints it as JSON)",
+    **SUMMARIES,
 }
+
+SWITCHES = {"estimate": "--measure", "doctor": "--json"}
+"""Flags without a value."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -127,13 +129,15 @@ def _main(argv: list[str]) -> int:
         return 0
     if command == "publish":  # which uploads nothing so far, so it is always dry
         rest = [argument for argument in rest if argument != "--dry-run"]
-    measure = command == "estimate" and "--measure" in rest
-    files, flags = _split([argument for argument in rest if not measure or argument != "--measure"])
+    switch = SWITCHES.get(command, "") in rest
+    files, flags = _split([argument for argument in rest if argument != SWITCHES.get(command)])
     step = _take_step(flags) if command == "replay" else 0
     cfg = read_config(files, flags)
-    _quiet_libraries()
+    quiet_libraries()
     if command == "estimate":
-        return _estimate(cfg, measure)
+        return _estimate(cfg, switch)
+    if command == "doctor":
+        return _doctor(cfg, switch)
     pipeline = Pipeline(cfg)
     if command == "plan":
         return _plan(pipeline)
@@ -209,6 +213,14 @@ def _estimate(cfg: Config, measure: bool) -> int:
     return 0
 
 
+def _doctor(cfg: Config, as_json: bool) -> int:
+    from bertpipe.train import doctor
+
+    findings = doctor.examine(cfg)
+    print("\n".join(doctor.lines(findings)) if not as_json else doctor.as_json(findings))
+    return doctor.settle(findings)
+
+
 def _take_step(flags: list[tuple[str, str]]) -> int:
     """The value of --step, taken out of `flags`."""
     steps = [value for name, value in flags if name == "step"]
@@ -228,115 +240,6 @@ def _replay(pipeline: Pipeline, step: int) -> int:
     for line in replay.replay(pipeline.cfg, inputs, run if run.is_dir() else unfinished, step, out):
         print(line, flush=True)
     return 0
-
-
-class _Arguments(argparse.ArgumentParser):
-    """The arguments of a command that reads no settings; a mistake in them is one line, as everywhere."""
-
-    def __init__(self, command: str, description: str):
-        text = f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}. {description}"
-        super().__init__(prog=f"bertpipe {command}", description=text, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}; `{self.prog} --help` lists its arguments")
-
-
-def _compare_arguments() -> _Arguments:
-    arguments = _Arguments("compare", "A and B are finetune artifacts, or folders of one task or of one run in them.")
-    arguments.add_argument("first", type=Path, metavar="A")
-    arguments.add_argument("second", type=Path, metavar="B")
-    arguments.add_argument("--resamples", type=_natural, default=10_000, help="of the paired bootstrap (10,000)")
-    arguments.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
-    arguments.add_argument("--html", type=Path, metavar="FILE", help="write the table as a page")
-    arguments.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
-    return arguments
-
-
-def _compare(argv: list[str]) -> int:
-    given = ARGUMENTS["compare"]().parse_args(argv)
-    _quiet_libraries()
-    from bertpipe.downstream import compare
-
-    first, second = given.first, given.second
-    rows = compare.compare(first, second, given.resamples, given.seed)
-    print("\n".join(compare.table(first, second, rows)))
-    compare.write(first, second, rows, given.html, given.json)
-    return 0
-
-
-def _embed_arguments() -> _Arguments:
-    arguments = _Arguments("embed", "One of --out, --sentence-transformers and --score is needed, or several.")
-    add = arguments.add_argument
-    add("--model", required=True, help="checkpoint folder or Hub id; one of sentence-transformers' brings its pooling")
-    add("--input", type=Path, metavar="FILE", help="texts: .txt (a line each), .jsonl, .csv or .parquet")
-    add("--column", default="text", help="of the texts in .jsonl, .csv and .parquet (text)")
-    add("--out", type=Path, metavar="FILE.npy", help="write their vectors, float32 [texts, size]")
-    add("--pooling", choices=("mean", "cls"), help="mean of all tokens, or the first token (mean)")
-    add("--normalize", action=argparse.BooleanOptionalAction, default=None, help="make each vector's length 1")
-    add("--max-length", type=_natural, help="longest text in tokens, the rest is cut (the model's)")
-    add("--sentence-transformers", type=Path, metavar="FOLDER", help="write a folder SentenceTransformer(FOLDER) loads")
-    add("--score", metavar="TASK", help="rank the pairs of a task by the cosine of their vectors: stsb")
-    add("--data", metavar="FOLDER", help="of the task, as finetune.data")
-    add("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="of the computation (fp32)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (auto)")
-    return arguments
-
-
-def _embed(argv: list[str]) -> int:
-    arguments = ARGUMENTS["embed"]()
-    given = arguments.parse_args(argv)
-    if (given.input is None) != (given.out is None):
-        arguments.error("--input and --out go together")
-    if not (given.out or given.sentence_transformers or given.score):
-        arguments.error("nothing to do: give --input and --out, --sentence-transformers or --score")
-    _quiet_libraries()
-    from bertpipe.downstream import embed
-    from bertpipe.train.place import Place
-
-    place = Place(RuntimeConfig(device=given.device), given.precision)
-    embedder = embed.Embedder(given.model, place, given.pooling, given.normalize, given.max_length)
-    if folder := given.sentence_transformers:
-        embedder.write(folder)
-        print(f"{folder}: SentenceTransformer({str(folder)!r}) loads it", flush=True)
-    for line in embed.score_pairs(embedder, given.score, given.data) if given.score else ():
-        print(line, flush=True)
-    if given.out:
-        print(embed.embed_file(embedder, given.input, given.column, given.out))
-    return 0
-
-
-def _natural(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
-
-
-def _verify(argv: list[str]) -> int:
-    if len(argv) != 1 or argv[0].startswith("-"):
-        print("usage: bertpipe verify FOLDER\nRe-hashes every file of an artifact against its manifest.json.")
-        return 0 if argv and argv[0] in ("-h", "--help") else 2
-    folder = Path(argv[0])
-    problems = artifact.verify(folder)
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ArtifactError(f"{problems[0]}{more}; delete {folder} and make it again")
-    print(f"{folder}: {len(artifact.read_manifest(folder)['files'])} files match the manifest")
-    return 0
-
-
-ARGUMENTS = {"compare": _compare_arguments, "embed": _embed_arguments}
-OWN = {"compare": _compare, "embed": _embed, "verify": _verify}
-"""Commands with arguments of their own in place of settings."""
-
-
-def _quiet_libraries() -> None:
-    """Settings of libraries that must be there before their first import."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _help() -> str:

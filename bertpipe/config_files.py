@@ -357,3 +357,9 @@ def read_preset(name: str) -> dict[str, Any]:
     if name not in choices:
         raise ConfigError(f"model.preset: {name!r} is not one of {', '.join(choices)}")
     return _read_yaml(path)
+
+
+def constraints_file() -> Path:
+    """constraints.txt, the versions that were tested: beside the package in a checkout, inside it once installed."""
+    inside = Path(__file__).parent / "constraints.txt"
+    return inside if inside.is_file() else Path(__file__).parents[1] / "constraints.txt"

@@ -27,6 +27,7 @@ ORDER = [
     ("train",),
     ("downstream",),
     ("pipeline",),
+    ("commands",),
     ("cli",),
 ]
 RANK = {layer: rank for rank, layers in enumerate(ORDER) for layer in layers}

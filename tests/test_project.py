@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bertpipe.cli import ARGUMENTS, COMMANDS
+from bertpipe.cli import COMMANDS
 from bertpipe.cli import _split as split
+from bertpipe.commands import ARGUMENTS
 from bertpipe.config_files import read_config
 
 ROOT = Path(__file__).parents[1]

@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 
 from bertpipe.artifact import write_json
-from bertpipe.downstream import bootstrap, runs
+from bertpipe.downstream import bootstrap, pages, runs
 from bertpipe.downstream.bootstrap import Interval
 from bertpipe.downstream.grid import MODEL
 from bertpipe.downstream.runs import Run, is_right
 from bertpipe.errors import ArtifactError, DataError
 
-TEMPLATES = Path(__file__).parent
 DRAWN = 1_000  # resamples of a score that has no quick form
 
 
@@ -308,12 +307,9 @@ def write(first: Path, second: Path, rows: list[Comparison], html: Path | None, 
     if json is not None:
         write_json(json, {"a": str(first), "b": str(second), "tasks": [asdict(row) for row in rows]})
     if html is not None:
-        import jinja2
-
-        loader = jinja2.FileSystemLoader(TEMPLATES)
-        environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
         reach = max((abs(x) for row in rows for x in (row.difference.lowest, row.difference.highest)), default=0) or 1.0
-        page = environment.get_template("compare.html.jinja").render(
+        page = pages.render(
+            "compare.html.jinja",
             first=first,
             second=second,
             rows=[(cells(row), row.difference, seed_line(row)) for row in rows],

@@ -14,6 +14,7 @@ from typing import Any
 
 from bertpipe.artifact import write_json
 from bertpipe.config import Config, listed
+from bertpipe.downstream import pages
 from bertpipe.downstream.facts import gather, is_number
 from bertpipe.downstream.figures import INIT_NAMES, make_figures
 from bertpipe.downstream.understanding import understand
@@ -21,7 +22,6 @@ from bertpipe.errors import ArtifactError, ConfigError
 
 PAGE = "report.html"
 FIGURES = "report.json"
-TEMPLATES = Path(__file__).parent
 TOP = 5  # fillings shown for each sentence
 UNKNOWN = "–"
 
@@ -100,16 +100,13 @@ def fill_mask_lines(report_json: Path) -> list[str]:
 
 def render(facts: dict[str, Any]) -> str:
     """The page, from the facts alone. Every text is escaped by the template engine."""
-    import jinja2
     import yaml
     from plotly.offline import get_plotlyjs
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= FILTERS
     summaries = [row for task in facts.get("finetune", {}).values() for row in task.get("summary", {}).values()]
-    return environment.get_template("page.html.jinja").render(
+    return pages.render(
+        "page.html.jinja",
+        FILTERS,
         facts=facts,
         figures=clean(make_figures(facts)),
         cards=summary_cards(facts.get("pretrain", {})),

@@ -1,0 +1,151 @@
+"""Commands of `bertpipe` with arguments of their own in place of settings.
+
+A command is a row of SUMMARIES, of OWN, and of ARGUMENTS unless it has none. Parses before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import NoReturn
+
+from bertpipe import artifact
+from bertpipe.config import RuntimeConfig
+from bertpipe.errors import ArtifactError, ConfigError
+
+SUMMARIES = {
+    "compare": "two finetune artifacts on the tasks they share, example by example: bertpipe compare A B",
+    "embed": "turn texts into vectors, or into a folder for sentence-transformers: bertpipe embed --model FOLDER ...",
+    "attention": "a page of whom each word attends to: bertpipe attention --model FOLDER 'a text'",
+    "verify": "re-hash an artifact folder against its manifest: bertpipe verify FOLDER",
+}
+
+
+class Arguments(argparse.ArgumentParser):
+    """The arguments of a command that reads no settings; a mistake in them is one line, as everywhere."""
+
+    def __init__(self, command: str, description: str):
+        text = f"{SUMMARIES[command][0].upper()}{SUMMARIES[command][1:]}. {description}"
+        super().__init__(prog=f"bertpipe {command}", description=text, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}; `{self.prog} --help` lists its arguments")
+
+
+def _compare_arguments() -> Arguments:
+    arguments = Arguments("compare", "A and B are finetune artifacts, or folders of one task or of one run in them.")
+    arguments.add_argument("first", type=Path, metavar="A")
+    arguments.add_argument("second", type=Path, metavar="B")
+    arguments.add_argument("--resamples", type=_natural, default=10_000, help="of the paired bootstrap (10,000)")
+    arguments.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
+    arguments.add_argument("--html", type=Path, metavar="FILE", help="write the table as a page")
+    arguments.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
+    return arguments
+
+
+def _compare(argv: list[str]) -> int:
+    given = ARGUMENTS["compare"]().parse_args(argv)
+    quiet_libraries()
+    from bertpipe.downstream import compare
+
+    first, second = given.first, given.second
+    rows = compare.compare(first, second, given.resamples, given.seed)
+    print("\n".join(compare.table(first, second, rows)))
+    compare.write(first, second, rows, given.html, given.json)
+    return 0
+
+
+def _embed_arguments() -> Arguments:
+    arguments = Arguments("embed", "One of --out, --sentence-transformers and --score is needed, or several.")
+    add = arguments.add_argument
+    add("--model", required=True, help="checkpoint folder or Hub id; one of sentence-transformers' brings its pooling")
+    add("--input", type=Path, metavar="FILE", help="texts: .txt (a line each), .jsonl, .csv or .parquet")
+    add("--column", default="text", help="of the texts in .jsonl, .csv and .parquet (text)")
+    add("--out", type=Path, metavar="FILE.npy", help="write their vectors, float32 [texts, size]")
+    add("--pooling", choices=("mean", "cls"), help="mean of all tokens, or the first token (mean)")
+    add("--normalize", action=argparse.BooleanOptionalAction, default=None, help="make each vector's length 1")
+    add("--max-length", type=_natural, help="longest text in tokens, the rest is cut (the model's)")
+    add("--sentence-transformers", type=Path, metavar="FOLDER", help="write a folder SentenceTransformer(FOLDER) loads")
+    add("--score", metavar="TASK", help="rank the pairs of a task by the cosine of their vectors: stsb")
+    add("--data", metavar="FOLDER", help="of the task, as finetune.data")
+    add("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="of the computation (fp32)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (auto)")
+    return arguments
+
+
+def _embed(argv: list[str]) -> int:
+    arguments = ARGUMENTS["embed"]()
+    given = arguments.parse_args(argv)
+    if (given.input is None) != (given.out is None):
+        arguments.error("--input and --out go together")
+    if not (given.out or given.sentence_transformers or given.score):
+        arguments.error("nothing to do: give --input and --out, --sentence-transformers or --score")
+    quiet_libraries()
+    from bertpipe.downstream import embed
+    from bertpipe.train.place import Place
+
+    place = Place(RuntimeConfig(device=given.device), given.precision)
+    embedder = embed.Embedder(given.model, place, given.pooling, given.normalize, given.max_length)
+    if folder := given.sentence_transformers:
+        embedder.write(folder)
+        print(f"{folder}: SentenceTransformer({str(folder)!r}) loads it", flush=True)
+    for line in embed.score_pairs(embedder, given.score, given.data) if given.score else ():
+        print(line, flush=True)
+    if given.out:
+        print(embed.embed_file(embedder, given.input, given.column, given.out))
+    return 0
+
+
+def _attention_arguments() -> Arguments:
+    arguments = Arguments("attention", "Every layer and head of a stock encoder, in one self-contained HTML file.")
+    add = arguments.add_argument
+    add("--model", required=True, help="checkpoint folder or Hub id")
+    add("text", metavar="TEXT")
+    add("--second", metavar="TEXT", help="the second text of a pair")
+    add("--out", type=Path, default=Path("attention.html"), metavar="FILE.html", help="the page (attention.html)")
+    add("--max-length", type=_natural, help="longest text in tokens, the rest is cut (what model and page take)")
+    return arguments
+
+
+def _attention(argv: list[str]) -> int:
+    given = ARGUMENTS["attention"]().parse_args(argv)
+    quiet_libraries()
+    from bertpipe.downstream import attention_page
+
+    attended = attention_page.attend(given.model, given.text, given.second, given.max_length)
+    print(attention_page.write(attended, given.out))
+    return 0
+
+
+def _natural(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _verify(argv: list[str]) -> int:
+    if len(argv) != 1 or argv[0].startswith("-"):
+        print("usage: bertpipe verify FOLDER\nRe-hashes every file of an artifact against its manifest.json.")
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    folder = Path(argv[0])
+    problems = artifact.verify(folder)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ArtifactError(f"{problems[0]}{more}; delete {folder} and make it again")
+    print(f"{folder}: {len(artifact.read_manifest(folder)['files'])} files match the manifest")
+    return 0
+
+
+def quiet_libraries() -> None:
+    """Settings of libraries that must be there before their first import."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+ARGUMENTS = {"compare": _compare_arguments, "embed": _embed_arguments, "attention": _attention_arguments}
+OWN = {"compare": _compare, "embed": _embed, "attention": _attention, "verify": _verify}
