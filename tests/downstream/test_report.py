@@ -1,10 +1,8 @@
 """The page shows what was measured, escapes what it shows, asks for nothing outside itself and bears missing parts."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from bertpipe.downstream import published, report
 from bertpipe.downstream.facts import MAX_POINTS, columns
 from bertpipe.downstream.figures import make_figures, smooth
 from bertpipe.errors import ArtifactError, ConfigError
+from tests.browser import chromium, opened
 from tests.downstream.test_understanding import classified, rated, write_run
 
 HOSTILE = "<script>alert('x')</script>|`</script>"  # as in the finished run's ledger and vocabulary
@@ -350,23 +349,13 @@ def test_numbers_as_people_read_them(show, value, text):
     assert show(value) == text
 
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_browser_draws_every_plot(understood, tmp_path):
     html, _, facts = understood
-    (tmp_path / "report.html").write_text(html, encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += ["--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
-    done = subprocess.run(
-        [BROWSER, *flags, "--dump-dom", f"file://{tmp_path / 'report.html'}"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "HOME": str(tmp_path)},
-    )
-    drawn = re.findall(r'class="plot js-plotly-plot" data-figure="figure-(\w+)"', done.stdout)
-    assert sorted(drawn) == sorted(make_figures(facts))
-    assert "CONSOLE" not in done.stderr, done.stderr
+    path, figures = tmp_path / "report.html", sorted(make_figures(facts))
+    path.write_text(html, encoding="utf-8")
+    with chromium() as browser, opened(browser, path) as found:
+        drawn = found.page.locator(".plot.js-plotly-plot")
+        found.page.wait_for_function("n => document.querySelectorAll('.plot .main-svg').length >= n", arg=len(figures))
+        names = drawn.evaluate_all("plots => plots.map(plot => plot.dataset.figure)")
+        assert sorted(names) == [f"figure-{name}" for name in figures]
+        assert not found.said and found.asked == [path.as_uri()]
