@@ -288,6 +288,7 @@ OF_A_REPOSITORY = [
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else an answer's second packet waits 40 ms
     hub: Hub
 
     def log_message(self, *arguments: Any) -> None: ...

@@ -53,12 +53,19 @@ def push(cfg: Config, folder: Path, pauses: Sequence[float]) -> list[str]:
     """Push the finished artifact `folder`, trying again after each of `pauses`; HubError says why it can't be done."""
     plan = listed_files(folder)
     with hub.client() as api:
-        pushing = _Push(api, cfg.publish, plan)
-        try:
-            return hub.patiently(pushing.attempt, pauses, cfg.publish.repo)
-        except HubError as error:
-            made = f"what is to be pushed stands in {folder}, and `bertpipe publish --push` pushes it"
-            raise type(error)(f"{error}; {made}") from None
+        return push_files(api, cfg.publish, plan, pauses, folder)
+
+
+def push_files(
+    api: HfApi, settings: PublishConfig, plan: dict[str, Files], pauses: Sequence[float], folder: Path
+) -> list[str]:
+    """The same of the files in `folder` that are to go up, by revision."""
+    pushing = _Push(api, settings, plan)
+    try:
+        return hub.patiently(pushing.attempt, pauses, settings.repo)
+    except HubError as error:
+        made = f"what is to be pushed stands in {folder}, and `bertpipe publish --push` pushes it"
+        raise type(error)(f"{error}; {made}") from None
 
 
 def listed_files(folder: Path) -> dict[str, Files]:
@@ -116,7 +123,8 @@ class _Push:
 
     def attempt(self) -> list[str]:
         """Make what is missing; lines that say what is there now."""
-        remote = _admit(self.api, self.settings) or self._create()
+        if _admit(self.api, self.settings) is None:
+            self._create()
         tags = self._tags() if len(self.plan) > 1 else {}
         remote = self._settle(MAIN, MAIN)
         for name in self.plan:
@@ -136,7 +144,7 @@ class _Push:
             lines.append(f"publish: pushed the checkpoints {', '.join(steps)}: from_pretrained(..., revision=...)")
         return lines
 
-    def _create(self) -> hub.Remote:
+    def _create(self) -> None:
         from huggingface_hub.errors import HfHubHTTPError
 
         refused: HfHubHTTPError | None = None
@@ -146,10 +154,8 @@ class _Push:
             if error.response.status_code != 409:
                 raise
             refused = error  # there already, made by an attempt whose answer was lost
-        remote = _admit(self.api, self.settings)
-        if remote is None:
+        if hub.look(self.api, self.repo) is None:
             raise refused or HubError(f"{hub.endpoint()}: {self.repo} was made, but is not there; run this again")
-        return remote
 
     def _settle(self, branch: str, revision: str) -> hub.Remote:
         """Have `branch` hold the files of `revision`, by one commit or none; the commit that holds them."""

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -287,4 +288,7 @@ def online(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    return connect
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)  # the server is a thread: at 5 ms every answer waits for its turn
+    yield connect
+    sys.setswitchinterval(usual)
