@@ -3,12 +3,9 @@
 import contextlib
 import io
 import json
-import os
 import re
 import shutil
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -203,26 +200,6 @@ def test_the_lines_of_a_model_that_answers_questions_run(own_run, tmp_path):
     assert made.data.pipeline_tag == "question-answering" and made.data.datasets == ["rajpurkar/squad"]
     (code,) = re.findall(r"```python\n(.*?)\n```", made.text, flags=re.DOTALL)
     exec(code.replace("someone/tiny-bert", str(folder)), {})
-
-
-def test_the_three_lines_run_without_bertpipe(finished_run, tmp_path):
-    script = ""
-    for task in (None, "docs", "stsb"):
-        folder, made, _ = make(configure(publish={"task": task}), finished_run, tmp_path / str(task))
-        (code,) = re.findall(r"```python\n(.*?)\n```", made.text, flags=re.DOTALL)
-        assert len(code.splitlines()) == 3
-        assert "someone/tiny-bert" in code
-        script += code.replace("someone/tiny-bert", str(folder)) + "\n"
-    script += "import sys; assert not any(name.startswith('bertpipe') for name in sys.modules)\n"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    filled, docs, stsb = done.stdout.strip().splitlines()
-    assert "token_str" in filled
-    assert any(label in docs for label in ("numpy", "scipy", "torch"))
-    assert "similarity" in stsb
 
 
 def test_places_of_this_machine_stay_here(finished_run, tmp_path):

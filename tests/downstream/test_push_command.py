@@ -1,6 +1,6 @@
 """The real command against a Hub of our own, and what it pushed loaded back by stock code in another process."""
 
-import json
+import hashlib
 import os
 import re
 import subprocess
@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from bertpipe import artifact
+from bertpipe.cli import main
 from bertpipe.config import Config
 from bertpipe.downstream import publish, push
 from tests.hub import OWNER, TOKEN, Fault, Hub, contents, serve
@@ -65,61 +67,80 @@ def test_all_ends_in_one_commit_and_its_checkpoints(made, server):
     assert str(folder).encode() not in server.seen
 
 
-def test_what_was_pushed_loads_by_stock_code(made, server, tmp_path):
-    folder, _, _ = made
-    built = only(folder / "runs", "publish")
-    repo = server.repositories[REPO]
+def command(capsys, *arguments: str) -> tuple[int, str, str]:
+    """The command in this process, which `online` points at a server; its exit code, output and errors."""
+    capsys.readouterr()
+    code = main([*map(str, arguments)])
+    return code, *capsys.readouterr()
+
+
+def test_what_was_pushed_loads_by_stock_code(made, server, finished_run, tmp_path, online):
+    """Every revision, a tokenizer alone and fine-tuned models; the three lines of each card are run as they stand."""
+    online(server)
+    for name, settings in {"words": {"tokenizer": True}, "docs": {"task": "docs"}, "stsb": {"task": "stsb"}}.items():
+        cfg = Config.model_validate({"publish": {"repo": f"{OWNER}/{name}", **settings}})
+        with artifact.committing(tmp_path / f"publish-{name}", stage="publish") as (out, counts):
+            publish.run(cfg, finished_run, out, counts)
+        push.push(cfg, tmp_path / f"publish-{name}", [])
+    built = only(made[0] / "runs", "publish")
     script = f"""
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 for name, folder in (("main", "model"), *((f"step-{{n}}", f"revisions/step-{{n}}") for n in (0, 25, 30))):
     model = AutoModelForMaskedLM.from_pretrained({REPO!r}, revision=name)
-    tokenizer = AutoTokenizer.from_pretrained({REPO!r}, revision=name)
     for key, tensor in load_file({str(built)!r} + f"/{{folder}}/model.safetensors").items():
         assert (model.state_dict()[key] == tensor).all(), key
     fill = pipeline("fill-mask", model={REPO!r}, revision=name)
     print(name, fill("the [MASK] sees the house .")[0]["score"])
 """
-    cards = [repo.files()["README.md"], repo.files("step-0")["README.md"]]
-    printed = load(server, tmp_path, "\n".join([script, *map(snippet, cards)]))
-    scores = dict(line.split() for line in printed.splitlines()[:4])
+    cards = [server.repositories[REPO].files(revision)["README.md"].decode() for revision in ("main", "step-0")]
+    cards += [
+        server.repositories[f"{OWNER}/{name}"].files()["README.md"].decode() for name in ("words", "docs", "stsb")
+    ]
+    printed = load(server, tmp_path, "\n".join([script, *map(snippet, cards)])).strip().splitlines()
+    scores = dict(line.split() for line in printed[:4])
     assert scores["main"] == scores["step-30"] != scores["step-0"]
-    assert printed.count("token_str") >= 2
-    assert (
-        'revision="step-0"' in cards[1].decode()
-        and "The initial weights, before the first of 30 steps" in cards[1].decode()
-    )
+    filled, initial, tokens, docs, stsb = printed[4:]
+    assert "token_str" in filled and "token_str" in initial and "[MASK]" in tokens
+    assert any(label in docs for label in ("numpy", "scipy", "torch")) and "similarity" in stsb
+    assert 'revision="step-0"' in cards[1] and "The initial weights, before the first of 30 steps" in cards[1]
+    words = server.repositories[f"{OWNER}/words"].files()
+    assert set(words) == {".gitattributes", "README.md", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    assert "tokens per word | 1.31" in cards[2] and "1,230 documents in" in cards[2]
+    assert f"| tokenizer.json | `{hashlib.sha256(words['tokenizer.json']).hexdigest()}` |" in cards[2]
 
 
-def test_step_0_is_what_the_run_began_with(made):
+def test_step_0_is_what_the_run_began_with(made, capsys):
     """A step too small to change a weight leaves those that training began with."""
     folder, arguments, _ = made
     still = ["--train.steps", "1", "--optim.name", "adamw", "--optim.lr", "1e-300", "--optim.weight_decay", "0"]
-    still += ["--optim.warmup_steps", "0", "--runtime.root", str(folder / "runs"), "--publish.repo", "tester/still"]
-    for stage in ("pretrain", "publish"):
-        bertpipe(stage, *arguments, *still)
-    (built,) = [path.parent for path in (folder / "runs").glob("publish-*/revisions/step-1") for path in [path.parent]]
+    still += ["--optim.warmup_steps", "0", "--publish.repo", "tester/still"]
+    bertpipe("pretrain", *arguments, *still)
+    assert command(capsys, "publish", *arguments, *still)[0] == 0
+    (built,) = (path.parents[1] for path in (folder / "runs").glob("publish-*/revisions/step-1"))
     one, zero = contents(built / "revisions/step-1"), contents(built / "revisions/step-0")
     assert one.keys() == zero.keys()
     assert {name for name in one if one[name] != zero[name]} == {"README.md"}
     assert one["model.safetensors"] == contents(built / "model")["model.safetensors"]
 
 
-def test_the_lines_of_the_readme_upload_nothing_and_then_push_once(made, server):
+def test_the_lines_of_the_readme_upload_nothing_and_then_push_once(made, server, online, capsys):
     """And a dry run is one whatever else is said."""
+    online(server)
     _, arguments, _ = made
     text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     dry, pushing = (line.split("#")[0].split()[1:] for line in text.splitlines() if "bertpipe publish " in line)
     before, asked = dict(server.repositories[REPO].branches), len(server.requests)
+    assert dry[1:3] == pushing[1:3] == ["--config", "my-run.yaml"]
     for flags in (dry, [*pushing, "--dry-run"]):
-        printed = bertpipe(*flags[:1], *arguments, *flags[3:], *arguments[2:], **server.environment).stdout
-        assert "publish: done already," in printed and "pushed" not in printed
+        code, printed, _ = command(capsys, flags[0], *flags[3:], *arguments)
+        assert code == 0 and "publish: done already," in printed and printed.count("\n") == 1
     assert len(server.requests) == asked
-    printed = bertpipe(*pushing[:1], *arguments, *pushing[3:], *arguments[2:], **server.environment).stdout
-    assert "nothing to push" in printed and server.repositories[REPO].branches == before
+    code, printed, _ = command(capsys, pushing[0], *pushing[3:], *arguments)
+    assert code == 0 and "publish: nothing to push" in printed and server.repositories[REPO].branches == before
 
 
-def test_a_push_that_fails_takes_nothing_away_and_the_next_one_pushes_only(made):
+def test_a_push_that_fails_takes_nothing_away_and_the_next_one_pushes_only(made, online, capsys):
     folder, arguments, _ = made
     before = contents(folder / "runs")
     with serve(Hub()) as server:
@@ -130,63 +151,42 @@ def test_a_push_that_fails_takes_nothing_away_and_the_next_one_pushes_only(made)
         assert line.startswith(f"bertpipe: {server.url}: 500: it fails") and "(tried 2 times)" in line
         assert contents(folder / "runs") == before and not server.repositories
         server.fault = None
-        printed = bertpipe("publish", *arguments, "--push", **server.environment).stdout
-        assert "publish: done already," in printed and "pushed to" in printed
-        assert len(server.repositories[REPO].history("main")) == 2
+        online(server)
+        code, printed, _ = command(capsys, "publish", *arguments, "--push")
+        assert code == 0 and "publish: done already," in printed and "pushed to" in printed
+        assert len(server.repositories[REPO].history("main")) == 2 and contents(folder / "runs") == before
 
 
-def test_what_would_be_refused_is_refused_before_anything_is_made(tmp_path):
+@pytest.mark.parametrize(("surroundings", "repo", "words"), [
+    ({}, REPO, "may not write to tester/tiny"),
+    ({}, "someone/tiny", "publish.repo: 'someone/tiny' isn't yours"),
+    ({"HF_TOKEN": "hf_" + "expired" * 6}, REPO, "401: the token is not accepted"),
+    ({"HF_ENDPOINT": "http://127.0.0.1:9"}, REPO, "can't be reached"),
+])  # fmt: skip
+def test_what_would_be_refused_is_refused_before_anything_is_made(
+    tmp_path, online, monkeypatch, capsys, surroundings, repo, words
+):
     arguments = ["--config", str(prepare(tmp_path, 20)), "--push", "--runtime.hub_patience", "0"]
     with serve(Hub("read")) as server:
-        cases = [
-            ({}, REPO, "may not write to tester/tiny"),
-            ({}, "someone/tiny", "publish.repo: 'someone/tiny' isn't yours"),
-            ({"HF_TOKEN": "hf_" + "expiredexpired" * 3}, REPO, "401: the token is not accepted"),
-            ({"HF_ENDPOINT": "http://127.0.0.1:9"}, REPO, "can't be reached"),
-        ]
-        for surroundings, repo, words in cases:
-            more = server.environment | {"HF_HOME": str(tmp_path)} | surroundings
-            failed = bertpipe("all", *arguments, "--publish.repo", repo, check=False, **more)
-            assert failed.returncode == 2 and words in failed.stderr, failed.stderr
-            assert len(failed.stderr.splitlines()) == 1 and "expired" * 2 not in failed.stderr
-        assert not list((tmp_path / "runs").glob("*-*"))
+        online(server)
+        monkeypatch.setattr(constants, "ENDPOINT", surroundings.get("HF_ENDPOINT", server.url))
+        monkeypatch.setenv("HF_TOKEN", surroundings.get("HF_TOKEN", TOKEN))
+        code, printed, line = command(capsys, "all", *arguments, "--publish.repo", repo)
+    assert (code, printed) == (2, "") and words in line and line.count("\n") == 1 and "expired" * 2 not in line
+    assert not list((tmp_path / "runs").glob("*-*"))
 
 
-def test_training_without_a_network_says_so_and_goes_on(made):
-    _, arguments, _ = made
-    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": None}
-    done = bertpipe("pretrain", *arguments, "--push", "--runtime.hub_patience", "0", **nowhere)
-    assert "whether the push at the end will be accepted is not known: http://127.0.0.1:9: can't be" in done.stdout
-    assert "pretrain: done already," in done.stdout
+def test_training_without_a_network_says_so_and_goes_on(made, online, monkeypatch, capsys):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    code, printed, _ = command(capsys, "pretrain", *made[1], "--push", "--runtime.hub_patience", "0")
+    assert "whether the push at the end will be accepted is not known: http://127.0.0.1:9: can't be" in printed
+    assert code == 0 and "pretrain: done already," in printed
 
 
-def test_settings_that_contradict_each_other_are_said(made):
-    _, arguments, _ = made
-    for more, words in (
-        (["--publish.tokenizer", "true"], "publish.revisions: they are those of the pretrained model, so publish.tok"),
-        (["--publish.repo", "a/b/c"], "publish.repo: "),
-    ):
-        failed = bertpipe("publish", *arguments, *more, check=False)
-        assert failed.returncode == 2 and words in failed.stderr
-
-
-def test_a_tokenizer_and_fine_tuned_models_are_pushed_and_their_three_lines_run(finished_run, tmp_path, online, server):
-    online(server)
-    script = ""
-    for name, settings in {"words": {"tokenizer": True}, "docs": {"task": "docs"}, "stsb": {"task": "stsb"}}.items():
-        cfg = Config.model_validate({"publish": {"repo": f"{OWNER}/{name}", **settings}})
-        folder = tmp_path / f"publish-{name}"
-        with artifact.committing(folder, stage="publish") as (out, counts):
-            publish.run(cfg, finished_run, out, counts)
-        push.push(cfg, folder, [])
-        script += snippet(server.repositories[f"{OWNER}/{name}"].files()["README.md"]) + "\n"
-    words = set(server.repositories[f"{OWNER}/words"].files())
-    assert words == {".gitattributes", "README.md", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
-    tokens, docs, stsb = load(server, tmp_path, script).strip().splitlines()
-    assert "[MASK]" in tokens and any(label in docs for label in ("numpy", "scipy", "torch")) and "similarity" in stsb
-    card = server.repositories[f"{OWNER}/words"].files()["README.md"].decode()
-    assert "tokens per word | 1.31" in card and "1,230 documents in" in card
-    digest = json.loads((tmp_path / "publish-words/manifest.json").read_text())["files"]["model/tokenizer.json"][
-        "sha256"
-    ]
-    assert f"| tokenizer.json | `{digest}` |" in card
+@pytest.mark.parametrize(("more", "words"), [
+    (["--publish.tokenizer", "true"], "publish.revisions: they are those of the pretrained model, so publish.tok"),
+    (["--publish.repo", "a/b/c"], "publish.repo: "),
+])  # fmt: skip
+def test_settings_that_contradict_each_other_are_said(made, capsys, more, words):
+    code, _, line = command(capsys, "publish", *made[1], *more)
+    assert code == 2 and words in line and line.count("\n") == 1
