@@ -81,7 +81,7 @@ def client() -> Iterator[HfApi]:
     usual = library.get_session()
     kind, hooks, limits = type(usual), usual.event_hooks, type(usual.timeout)
     patient = type("Client", (_Impatient, kind), {})
-    options = {"event_hooks": hooks, "follow_redirects": True}
+    options: dict[str, Any] = {"event_hooks": hooks, "follow_redirects": True}
     level = logging.get_verbosity()
     library.set_client_factory(lambda: patient(timeout=limits(ANSWER, connect=CONNECT), **options))
     logging.set_verbosity_error()
@@ -102,7 +102,7 @@ class _Impatient:
             response = super().send(request, **options)  # type: ignore[misc]
             if response.status_code == 429 or response.status_code >= 500:
                 response.read()
-        except errors.HTTPError as error:  # type: ignore[attr-defined]
+        except errors.HTTPError as error:
             raise PassingError(None, str(error) or type(error).__name__) from None
         if response.status_code == 429 or response.status_code >= 500:
             raise PassingError(response.status_code, _said(response), _asked(response))
@@ -140,7 +140,8 @@ def explain(error: BaseException, repo: str) -> HubError | ConfigError | None:
         return NoHubError(f"{endpoint()}: can't be reached ({passing.said}): check the network, then run this again")
     answered = _within(error, errors.HfHubHTTPError)
     if passing is not None or answered is not None:
-        status, said = (passing.status, passing.said) if passing else (answered.response.status_code, _said(answered))
+        status = int(passing.status or 0) if passing else int(answered.response.status_code)
+        said = passing.said if passing else _said(answered)
         meaning = MEANINGS.get(status, FAILS if status >= 500 else "it refuses")
         said = f" ({said})" if said else ""
         return HubError(f"{endpoint()}: {status}: {meaning.format(repo=repo, tokens=_tokens())}{said}")
