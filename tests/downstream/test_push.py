@@ -256,6 +256,23 @@ def test_a_commit_of_someone_else_is_never_pushed_over(server, tmp_path):
     assert repo.files()["theirs.md"] == b"newnew"
 
 
+def test_nor_one_that_came_while_we_waited(server, tmp_path):
+    folder, changed = write(tmp_path / "publish-1"), write(tmp_path / "publish-2", mark="b")
+    push.push(configure(), folder, [])
+    repo, asked = server.repositories[REPO], len(server.requests)
+
+    def fail_and_push_theirs(request: str) -> None:
+        if "/commit/" in request:
+            server.fault = Fault(1, 500)
+            repo.commit("main", {**repo.files(), "theirs.md": b"new"})
+
+    server.meanwhile = fail_and_push_theirs
+    with pytest.raises(HubError, match=r"tester/tiny \(main\) was changed by someone else meanwhile"):
+        push.push(configure(), changed, [0, 0, 0])
+    assert sum("/commit/" in request for request in server.requests[asked:]) == 1
+    assert set(repo.files()) == {".gitattributes", "theirs.md", *contents(folder / "model")}
+
+
 def test_a_checkpoint_of_another_run_is_not_taken_for_ours(server, tmp_path):
     push.push(configure(), write(tmp_path / "publish-1", 0, 20), [])
     repo = server.repositories[REPO]
