@@ -20,12 +20,13 @@ from bertpipe import __version__, artifact
 from bertpipe.commands import OWN, SUMMARIES, quiet_libraries
 from bertpipe.config import Config
 from bertpipe.config_files import parser, read_config
-from bertpipe.errors import BertpipeError, ConfigError
+from bertpipe.errors import BertpipeError, ConfigError, NoHubError
 from bertpipe.pipeline import MULTI_PROCESS, STAGES, Pipeline, is_main, several_processes, wanted
 from bertpipe.redaction import redact
 
 USAGE = "bertpipe COMMAND [--config FILE ...] [--section.key value ...]"
-PROFILED_STEPS = "3"  # by `bertpipe pretrain --profile` without a number
+ALONE = {"--runtime.profile": "3", "--publish.push": "true"}
+"""What `--profile` and `--push` mean without a value."""
 COMMANDS = {
     "corpus": "read raw text: clean, deduplicate, hold out",
     "tokenizer": "train a WordPiece tokenizer on it, or adopt one",
@@ -33,7 +34,7 @@ COMMANDS = {
     "pretrain": "train a BERT by masked language modelling",
     "finetune": "fine-tune and score it on tasks",
     "report": "write one HTML page about all of it",
-    "publish": "build the folder and model card for the Hub (nothing is uploaded)",
+    "publish": "build the folder and model card for the Hub; --push uploads them, in one commit",
     "all": "every stage in turn, skipping what is done",
     "plan": "say which stages are done, stale or missing",
     "estimate": "say the memory, tokens, FLOPs and hours of pretraining (--measure times a few steps)",
@@ -127,8 +128,8 @@ def _main(argv: list[str]) -> int:
         text = f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}. Settings of other sections may be given too."
         print(parser(sections, True, prog=f"bertpipe {command}", description=text).format_help())
         return 0
-    if command == "publish":  # which uploads nothing so far, so it is always dry
-        rest = [argument for argument in rest if argument != "--dry-run"]
+    if command == "publish" and "--dry-run" in rest:  # whatever a file says
+        rest = [*(argument for argument in rest if argument not in ("--dry-run", "--push")), "--publish.push=false"]
     switch = SWITCHES.get(command, "") in rest
     files, flags = _split([argument for argument in rest if argument != SWITCHES.get(command)])
     step = _take_step(flags) if command == "replay" else 0
@@ -148,10 +149,14 @@ def _main(argv: list[str]) -> int:
     stages = wanted(cfg) if command == "all" else (command,)
     for name in stages:  # mistakes in any stage's settings are found before the first one runs
         pipeline.check(name)
+    if cfg.publish.push and is_main():
+        _check_push(cfg, stages)
     for name in stages:
         _run(pipeline, name)
     if command == "all" and is_main():
         _close(pipeline)
+    if cfg.publish.push and "publish" in stages:
+        _push(pipeline)
     return 0
 
 
@@ -165,13 +170,13 @@ def _split(argv: list[str]) -> tuple[list[Path], list[tuple[str, str]]]:
         position += 1
         if not name.startswith("--"):
             raise ConfigError(f"unexpected argument {name!r}; usage: {USAGE}")
-        name = "--runtime.profile" if name == "--profile" else name
+        name = {"--profile": "--runtime.profile", "--push": "--publish.push"}.get(name, name)
         values = [value] if equals else []
         while not equals and position < len(argv) and not argv[position].startswith("--"):
             values.append(argv[position])
             position += 1
-        if not values and name == "--runtime.profile":
-            values = [PROFILED_STEPS]
+        if not values and name in ALONE:
+            values = [ALONE[name]]
         if not values:
             raise ConfigError(f"{name} needs a value; usage: {USAGE}")
         if name == "--config":
@@ -187,6 +192,33 @@ def _run(pipeline: Pipeline, name: str) -> None:
     made = pipeline.run(name)
     if is_main():
         print(f"{name}: {'made' if made else 'done already,'} {folder}", flush=True)
+
+
+def _check_push(cfg: Config, stages: tuple[str, ...]) -> None:
+    """Raise what would make a push fail, before hours are spent on what is to be pushed.
+
+    A stage that others follow may run where there is no network: it says so and goes on.
+    """
+    from bertpipe.downstream import hub, push
+
+    if not {"pretrain", "finetune", "publish"} & set(stages):
+        return
+    if len(stages) > 1 and "publish" not in stages:
+        raise ConfigError("publish.push: a model from elsewhere is published only fine-tuned; set publish.task")
+    try:
+        push.check(cfg, hub.waits(min(cfg.runtime.hub_patience, 7)))
+    except NoHubError as error:
+        if "publish" in stages:
+            raise
+        print(f"note: whether the push at the end will be accepted is not known: {redact(str(error))}", flush=True)
+
+
+def _push(pipeline: Pipeline) -> None:
+    from bertpipe.downstream import hub, push
+
+    pauses = hub.waits(pipeline.cfg.runtime.hub_patience)
+    for line in push.push(pipeline.cfg, pipeline.locate("publish"), pauses):
+        print(redact(line), flush=True)
 
 
 def _close(pipeline: Pipeline) -> None:

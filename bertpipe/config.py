@@ -8,25 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Epochs = Annotated[int, Field(ge=0)]
+from bertpipe.config_parts import Count, Decay, Epochs, Phase, PublishConfig, Ramp, Rate, ReportConfig, Section, listed
 
-
-def listed(value: str | list[str]) -> list[str]:
-    """A setting that is one name or several, as a list."""
-    return [value] if isinstance(value, str) else list(value)
-
-
-class Section(BaseModel):
-    """A group of settings: frozen, and closed to unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
-    )
+__all__ = ["Phase", "PublishConfig", "Ramp", "ReportConfig", "Section", "listed"]
 
 
 class CorpusConfig(Section):
@@ -152,26 +138,6 @@ class OptimConfig(Section):
     """wsd: share of the steps, at the end, that the cooldown takes."""
     cooldown: Literal["1-sqrt", "linear"] = "1-sqrt"
     """wsd: shape of the cooldown."""
-
-
-class Phase(Section):
-    """A part of the pretraining run with a sequence length of its own."""
-
-    share: float = Field(gt=0, le=1)
-    """Share of the run's steps."""
-    sequence_length: int = Field(ge=8)
-    """Longest sequence of the phase in tokens, [CLS] and [SEP] included; at most train.sequence_length."""
-    slot_tokens: int | None = Field(default=None, ge=8)
-    """Tokens of one slot in the phase; unset takes train.slot_tokens."""
-
-
-class Ramp(Section):
-    """A stretch at the start of the run with fewer slots a step."""
-
-    steps: int = Field(ge=1)
-    """Its steps."""
-    slots: int = Field(ge=1)
-    """Slots of each of them."""
 
 
 class TrainConfig(Section):
@@ -318,28 +284,6 @@ def named_tasks(settings: FinetuneConfig) -> list[str]:
     return listed(settings.tasks)
 
 
-class ReportConfig(Section):
-    """The HTML page."""
-
-    title: str = "bertpipe run"
-    """Heading of the page."""
-    fill_mask: str | list[str] = Field(default_factory=lambda: ["The [MASK] of a function is returned to the caller."])
-    """Sentences with one [MASK] each, filled in by the pretrained model."""
-
-
-class PublishConfig(Section):
-    """The folder and model card for the Hub."""
-
-    repo: str = "bertpipe-model"
-    """Repository name, with or without the owner."""
-    language: str = "en"
-    """Language tag of the card."""
-    license: str = "apache-2.0"
-    """Licence tag of the card."""
-    task: str | None = None
-    """Publish this task's fine-tuned model; unset publishes the pretrained one."""
-
-
 class RuntimeConfig(Section):
     """Speed and place; never the result."""
 
@@ -379,6 +323,8 @@ class RuntimeConfig(Section):
     """Steps between comparisons of the weights that the processes hold; 0: never."""
     checkpoint_failures: int = Field(default=0, ge=0)
     """Checkpoints in a row that may fail to be written, on a full disk say, before the run stops."""
+    hub_patience: int = Field(default=60, ge=0)
+    """Seconds to go on trying, in all, while the Hub is busy, fails or can't be reached."""
 
 
 class Config(Section):

@@ -32,3 +32,11 @@ class DivergedError(RunError):
 
 class StorageError(BertpipeError):
     """The disk is full, over quota or failing while something is written."""
+
+
+class HubError(BertpipeError):
+    """The Hugging Face Hub refuses, fails or can't be reached."""
+
+
+class NoHubError(HubError):
+    """It can't be reached: what it would say is not known."""

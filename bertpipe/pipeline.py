@@ -78,9 +78,14 @@ def _finetune_raw(cfg: Config, cache: Path) -> dict[str, Any]:
 
 
 def _everything_made(cfg: Config) -> tuple[str, ...]:
-    """What report and publish look at; with `finetune.model` nothing was pretrained here."""
+    """What report and publish look at, as a rule; with `finetune.model` nothing was pretrained here."""
     made: tuple[str, ...] = () if cfg.finetune.model else ("corpus", "tokenizer", "shards", "pretrain")
     return (*made, "finetune") if named_tasks(cfg.finetune) or cfg.finetune.task else made
+
+
+def _published(cfg: Config) -> tuple[str, ...]:
+    """What publish looks at."""
+    return ("corpus", "tokenizer") if cfg.publish.tokenizer else _everything_made(cfg)
 
 
 def wanted(cfg: Config) -> tuple[str, ...]:
@@ -112,17 +117,19 @@ STAGES = {
             checked=True,
         ),
         Stage("report", "bertpipe.downstream.report", _everything_made, ("report",)),
-        Stage("publish", "bertpipe.downstream.publish", _everything_made, ("publish",), checked=True),
+        Stage("publish", "bertpipe.downstream.publish", _published, ("publish",), checked=True, version=2),
     )
 }
 
-# Where an input lies is not what it is: these settings enter fingerprints as content (`Stage.raw`) instead.
+# Where an input lies is not what it is: these settings enter fingerprints as content (`Stage.raw`) instead. Where an
+# artifact goes when it is made is nothing of it either.
 PLACES = {
     "corpus": ("sources",),
     "tokenizer": ("adopt",),
     "model": ("init",),
     "train": ("extend_from",),
     "finetune": ("data", "model", "warm_start", "task"),
+    "publish": ("push", "private"),
 }
 
 

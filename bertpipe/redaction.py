@@ -69,12 +69,13 @@ def _texts(tree: Any, place: str) -> Iterator[tuple[str, str]]:
 def known() -> list[str]:
     """Credentials of this process's surroundings, the longest first: of its environment, netrc and the Hub's login."""
     values = {value for name, value in os.environ.items() if VARIABLE.search(name)}
-    values |= _in_files(os.environ.get("NETRC"), os.environ.get("HF_HOME"), os.environ.get("HOME"))
+    names = ("NETRC", "HF_TOKEN_PATH", "HF_HOME", "HOME")
+    values |= _in_files(*(os.environ.get(name) for name in names))
     return sorted((value for value in values if len(value) >= SHORTEST), key=lambda value: (-len(value), value))
 
 
 @cache
-def _in_files(netrc_file: str | None, hub_home: str | None, home: str | None) -> frozenset[str]:
+def _in_files(netrc_file: str | None, login: str | None, hub_home: str | None, home: str | None) -> frozenset[str]:
     """The same from files; what can't be read holds nothing that we could give away."""
     values = set()
     try:
@@ -84,7 +85,7 @@ def _in_files(netrc_file: str | None, hub_home: str | None, home: str | None) ->
         pass
     try:
         hub = Path(hub_home) if hub_home else Path(home or "~").expanduser() / ".cache" / "huggingface"
-        values.add((hub / "token").read_text(encoding="utf-8").strip())
+        values.add((Path(login) if login else hub / "token").read_text(encoding="utf-8").strip())
     except (OSError, RuntimeError, UnicodeDecodeError):
         pass
     return frozenset(values)

@@ -8,74 +8,111 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bertpipe import artifact
 from bertpipe.config import Config, listed
+from bertpipe.downstream.card_scores import hub_dataset, hub_repo, index_results, pipeline_of, shown_tasks
 from bertpipe.downstream.facts import is_number
 from bertpipe.downstream.figures import INIT_NAMES
 from bertpipe.downstream.grid import points
-from bertpipe.downstream.kind import Kind
-from bertpipe.downstream.kinds import KINDS
 from bertpipe.downstream.report import FILTERS, ledger_rows
-from bertpipe.downstream.task_sources import SOURCES
 from bertpipe.downstream.tasks import TASKS, get
 
-if TYPE_CHECKING:
-    from huggingface_hub import EvalResult
-
 TEMPLATES = Path(__file__).parent
-HUB_SOURCE = "hub:"
 SMALL_TOKENS = 1_000_000_000  # below it, far from the data of any published BERT
 RECIPE = ("model", "tokenizer", "masking", "optim", "train")
 FINETUNE_RECIPE = ("epochs", "batch_size", "lr", "warmup_ratio", "weight_decay", "max_length", "dropout", "seeds")
-METRIC_TYPES = {"spearman": "spearmanr", "pearson": "pearsonr", "macro_f1": "f1"}
-"""Ids of the Hub's metrics where they differ from our names."""
 
 
 class Verbatim(str):
     """Text that goes into the card as it is; every other text is escaped for Markdown."""
 
 
-def make_card(cfg: Config, facts: dict[str, Any]) -> str:
-    """README.md: front matter and body."""
-    import jinja2
+def make_card(cfg: Config, facts: dict[str, Any], folder: Path) -> str:
+    """README.md of the model in `folder`: front matter and body."""
     import yaml
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True, finalize=escape
-    )  # autoescaping is for HTML; `finalize` does the same for Markdown
-    environment.filters |= FILTERS | {"public": public}
     recipe = {section: facts["config"][section] for section in RECIPE}
     if cfg.publish.task:
         recipe["finetune"] = {key: facts["config"]["finetune"][key] for key in FINETUNE_RECIPE}
     # Inside a fenced block only a fence could do harm.
     settings = yaml.safe_dump(public(recipe), sort_keys=False, allow_unicode=True).replace("`", "'")
-    return environment.get_template("card.md.jinja").render(
-        front_matter=Verbatim(card_data(cfg, facts).to_yaml()),
+    return _render(
+        "card.md.jinja",
+        cfg,
+        facts,
+        front_matter=card_data(cfg, facts),
         settings=Verbatim(settings),
         usage=Verbatim(usage(cfg, facts)),
-        cfg=cfg,
-        facts=facts,
-        name=model_name(cfg),
         task=cfg.publish.task,
         tasks=shown_tasks(cfg, facts),
         pipeline=main_pipeline(cfg, facts),
-        sources=[source_name(source) for source in listed(cfg.corpus.sources)],
         best=best_run(facts, cfg.publish.task),
         init=public(cfg.model.init),
         start=public(cfg.finetune.model),
-        ledger=ledger_rows(facts.get("corpus") or {}),
         init_names=INIT_NAMES,
         limits=limits(cfg, facts),
-        is_number=is_number,
+        hashes=hashes(folder),
     )
 
 
-def pipeline_of(kind: str | None) -> str:
-    """The stock pipeline that runs the model of a kind of task."""
-    return KINDS[kind].pipeline if kind in KINDS else Kind.pipeline
+def make_tokenizer_card(cfg: Config, facts: dict[str, Any], folder: Path) -> str:
+    """README.md of the tokenizer in `folder`, published alone."""
+    return _render(
+        "card_tokenizer.md.jinja",
+        cfg,
+        facts,
+        front_matter=_front_matter(cfg, tags=["bertpipe", "tokenizer"]),
+        usage=Verbatim(TOKENIZE.format(repo=cfg.publish.repo, text=_code(_sentence(cfg)))),
+        adopted=public(cfg.tokenizer.adopt),
+        lowercase=cfg.tokenizer.lowercase,
+        hashes=hashes(folder),
+    )
+
+
+def make_revision_card(cfg: Config, facts: dict[str, Any], revision: str) -> str:
+    """README.md of a checkpoint, step-N: that it is one, and where the figures are."""
+    step = int(revision.rpartition("-")[2])
+    lines = usage(cfg, facts).replace(
+        f'model="{cfg.publish.repo}"', f'model="{cfg.publish.repo}", revision="{revision}"'
+    )
+    return _render(
+        "card_revision.md.jinja",
+        cfg,
+        facts,
+        front_matter=_front_matter(cfg, pipeline_tag=main_pipeline(cfg, facts), tags=["bertpipe"]),
+        usage=Verbatim(lines),
+        revision=revision,
+        step=step,
+    )
+
+
+def _render(template: str, cfg: Config, facts: dict[str, Any], front_matter: Any, **more: Any) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True, finalize=escape
+    )  # autoescaping is for HTML; `finalize` does the same for Markdown
+    environment.filters |= FILTERS | {"public": public}
+    return environment.get_template(template).render(
+        cfg=cfg,
+        facts=facts,
+        front_matter=Verbatim(front_matter.to_yaml()),
+        name=model_name(cfg),
+        sources=[source_name(source) for source in listed(cfg.corpus.sources)],
+        ledger=ledger_rows(facts.get("corpus") or {}),
+        content=next((row["content"] for row in facts["artifacts"] if row["stage"] == "corpus"), None),
+        is_number=is_number,
+        **more,
+    )
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of each file in `folder` by name, of the card itself excepted."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "README.md")
+    return {path.name: artifact.hash_file(path) for path in files}
 
 
 def main_pipeline(cfg: Config, facts: dict[str, Any]) -> str:
@@ -91,23 +128,30 @@ def model_name(cfg: Config) -> str:
 
 def card_data(cfg: Config, facts: dict[str, Any]) -> Any:
     """The front matter, as `huggingface_hub.ModelCardData`."""
+    base = cfg.finetune.model if cfg.publish.task and cfg.finetune.model else cfg.model.init
+    repo = hub_repo(cfg.publish.task) if cfg.publish.task else None
+    return _front_matter(
+        cfg,
+        repo,
+        pipeline_tag=main_pipeline(cfg, facts),
+        base_model=base if base and not is_path(base) else None,
+        tags=["bertpipe", facts.get("model", {}).get("model_type") or "bert"],
+        model_name=model_name(cfg),
+        eval_results=index_results(cfg, facts) or None,
+    )
+
+
+def _front_matter(cfg: Config, dataset: str | None = None, **more: Any) -> Any:
+    """Language, licence, library and data sets: those of the corpus, and `dataset`."""
     from huggingface_hub import ModelCardData
 
-    base = cfg.finetune.model if cfg.publish.task and cfg.finetune.model else cfg.model.init
-    datasets = [name for source in listed(cfg.corpus.sources) if (name := hub_dataset(source))]
-    if cfg.publish.task and (repo := hub_repo(cfg.publish.task)):
-        datasets.append(repo)
-    results = index_results(cfg, facts)
+    found = [*map(hub_dataset, listed(cfg.corpus.sources)), dataset]
     return ModelCardData(
         language=cfg.publish.language,
         license=cfg.publish.license,
         library_name="transformers",
-        pipeline_tag=main_pipeline(cfg, facts),
-        base_model=base if base and not is_path(base) else None,
-        datasets=datasets or None,
-        tags=["bertpipe", facts.get("model", {}).get("model_type") or "bert"],
-        model_name=model_name(cfg),
-        eval_results=results or None,
+        datasets=[name for name in found if name] or None,
+        **more,
     )
 
 
@@ -117,25 +161,24 @@ def usage(cfg: Config, facts: dict[str, Any]) -> str:
     if task in SCRIPTS:
         return SCRIPTS[task].format(repo=cfg.publish.repo)
     mask = facts.get("model", {}).get("mask_token") or "[MASK]"
-    argument: str | dict[str, str] = next(iter(listed(cfg.report.fill_mask)), "A [MASK].").replace("[MASK]", mask)
+    argument: str | dict[str, str] = _sentence(cfg).replace("[MASK]", mask)
     if cfg.publish.task:
         argument = "Ada lived in London." if task == "token-classification" else "The weather is fine today."
         own = cfg.finetune.task
         row = get(cfg.publish.task, own) if own or cfg.publish.task in TASKS else None
         if row is not None and task == "text-classification" and len(row.text) == 2:
             argument = {"text": argument, "text_pair": "It is a sunny day."}
-    call = json.dumps(argument, ensure_ascii=False).replace("`", "'")  # a JSON string or object is Python too
     lines = ("from transformers import pipeline", f'model = pipeline("{task}", model="{cfg.publish.repo}")')
-    return "\n".join((*lines, f"print(model({call}))"))
+    return "\n".join((*lines, f"print(model({_code(argument)}))"))
 
 
-def shown_tasks(cfg: Config, facts: dict[str, Any]) -> dict[str, Any]:
-    """The tasks whose scores the card shows: the published one, or all that were fine-tuned from this model."""
-    tasks = facts.get("finetune") or {}
-    if cfg.publish.task:
-        return {name: task for name, task in tasks.items() if name == cfg.publish.task}
-    # With finetune.model, the scores are another checkpoint's.
-    return {} if cfg.finetune.model else tasks
+def _sentence(cfg: Config) -> str:
+    return next(iter(listed(cfg.report.fill_mask)), "A [MASK].")
+
+
+def _code(argument: str | dict[str, str]) -> str:
+    """As Python inside a fenced block: a JSON string or object is Python too."""
+    return json.dumps(argument, ensure_ascii=False).replace("`", "'")
 
 
 def best_run(facts: dict[str, Any], name: str | None) -> dict[str, Any]:
@@ -145,113 +188,6 @@ def best_run(facts: dict[str, Any], name: str | None) -> dict[str, Any]:
         if run.get("init") == "model" and run.get("seed") is not None and run["seed"] == task.get("model_seed"):
             return {"seed": run["seed"], "score": run.get("scores", {}).get(task.get("metric"))}
     return {}
-
-
-def index_results(cfg: Config, facts: dict[str, Any]) -> list[EvalResult]:
-    """Entries of `model-index`: hold-out figures (of a pretrained model) and the median score of each metric."""
-    results = [] if cfg.publish.task else _holdout_results(cfg, facts)
-    for name, task in shown_tasks(cfg, facts).items():
-        results += _task_results(name, task)
-    return results
-
-
-def _holdout_results(cfg: Config, facts: dict[str, Any]) -> list[EvalResult]:
-    from huggingface_hub import EvalResult
-
-    marks = [row["fingerprint"] or "" for row in facts["artifacts"] if row["stage"] == "corpus"]
-    figures = facts.get("pretrain", {})
-    return [
-        EvalResult(
-            task_type="fill-mask",
-            task_name="Masked-language modelling, 15 % of the tokens masked",
-            dataset_type=next(filter(None, map(hub_dataset, listed(cfg.corpus.sources))), "bertpipe-corpus"),
-            dataset_name=" ".join(["Hold-out of the training corpus", *(mark[:12] for mark in marks)]),
-            dataset_split="holdout",
-            metric_type=metric,
-            metric_name=name,
-            metric_value=round(figures[key], 6),
-        )
-        for key, metric, name in HOLDOUT_METRICS
-        if is_number(figures.get(key))
-    ]
-
-
-def _task_results(name: str, task: dict[str, Any]) -> list[EvalResult]:
-    from huggingface_hub import EvalResult
-
-    return [
-        EvalResult(
-            task_type=pipeline_of(task.get("kind")),
-            task_name=f"{name}, {task.get('kind', 'classification')} after fine-tuning",
-            dataset_type=hub_repo(name) or f"bertpipe-{name}",
-            dataset_name=dataset_name(name),
-            dataset_config=config,
-            dataset_split=split,
-            metric_type=METRIC_TYPES.get(bare, bare),
-            metric_name=f"{metric.replace('_', ' ')}, median of {spread['num_runs']} seeds",
-            metric_value=spread["median"],
-            metric_args={key: spread[key] for key in ("lowest", "highest", "seeds")},
-        )
-        for metric, spread in metric_spreads(task).items()
-        for config, split, bare in [measured_on(name, metric)]
-    ]
-
-
-def measured_on(name: str, metric: str) -> tuple[str, str, str]:
-    """Configuration and split of the data that a score of a task is of, and the metric's own name."""
-    if name not in TASKS:  # the user's own
-        bare = metric.removeprefix("test_")
-        return name, "validation" if bare == metric else "test", bare
-    task = TASKS[name]
-    config = SOURCES[task.source].configuration(task) or name
-    split = next((one for one in task.splits[2:] if metric.startswith(task.prefix(one))), task.validation)
-    bare = metric.removeprefix(task.prefix(split))
-    return (split, "test", bare) if split in task.diagnostic else (config, split, bare)
-
-
-def metric_spreads(task: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """For each metric of a task, the fine-tuned model's median, lowest and highest over the seeds."""
-    runs = [run for run in task.get("runs", []) if run.get("init") == "model"]
-    spreads = {}
-    for metric in dict.fromkeys(name for run in runs for name in run.get("scores", {})):
-        scored = [run for run in runs if is_number(run["scores"].get(metric))]
-        values = [round(run["scores"][metric], 6) for run in scored]
-        if values:
-            spreads[metric] = {
-                "median": round(statistics.median(values), 6),
-                "lowest": min(values),
-                "highest": max(values),
-                "num_runs": len(values),
-                "seeds": [run.get("seed") for run in scored],
-            }
-    return spreads
-
-
-def eval_results(cfg: Config, facts: dict[str, Any]) -> dict[str, str]:
-    """The files of .eval_results/ by name, one a task of a Hub data set: the headline metric's median and spread."""
-    import yaml
-    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-
-    files = {}
-    url = f"https://huggingface.co/{cfg.publish.repo}" if "/" in cfg.publish.repo else None
-    for name, task in shown_tasks(cfg, facts).items():
-        spread = metric_spreads(task).get(task.get("metric", ""))
-        repo = hub_repo(name)
-        if repo is None or spread is None:
-            continue
-        notes = f"{task['metric']} on the validation set after fine-tuning, median of {spread['num_runs']} seeds "
-        notes += f"[{spread['lowest']:.4f}, {spread['highest']:.4f}]"
-        entry = EvalResultEntry(
-            dataset_id=repo,
-            task_id=name,
-            value=spread["median"],
-            source_url=url,
-            source_name="Model card" if url else None,
-            notes=notes + (", data from a local copy" if cfg.finetune.data else ""),
-        )
-        text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True, width=1_000)
-        files[f"{name}.yaml"] = text
-    return files
 
 
 def limits(cfg: Config, facts: dict[str, Any]) -> list[str]:
@@ -323,24 +259,6 @@ def _beaten_by(name: str, task: dict[str, Any]) -> list[str]:
     ]
 
 
-def hub_repo(name: str) -> str | None:
-    """The Hub data set of a task (which may have been read from a folder laid out as it); None where there is none."""
-    return SOURCES[TASKS[name].source].repo if name in TASKS else None
-
-
-def dataset_name(name: str) -> str:
-    """What the data of a task is called."""
-    if name not in TASKS:
-        return name
-    source = SOURCES[TASKS[name].source]
-    return f"{source.title} {name}" if source.repo and source.title.lower().replace("-", "") != name else source.title
-
-
-def hub_dataset(source: str) -> str | None:
-    """The data set's Hub id in `hub:NAME[:CONFIG[:SPLIT]]`; None for any other source."""
-    return source.removeprefix(HUB_SOURCE).split(":")[0] if source.startswith(HUB_SOURCE) else None
-
-
 def source_name(source: str) -> str:
     """A corpus source as the card names it."""
     if source == "docs":
@@ -376,6 +294,10 @@ def escape(value: Any) -> Any:
     return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
 
 
+TOKENIZE = """\
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{repo}")
+print(tokenizer.tokenize({text}))"""
 SCRIPTS = {
     "multiple-choice": """\
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
@@ -390,8 +312,3 @@ found = model(**text)
 print(tokenizer.decode(text.input_ids[0, found.start_logits.argmax() : found.end_logits.argmax() + 1]))""",
 }
 """How a model is used where `transformers` has no pipeline, by what the Hub calls the task."""
-HOLDOUT_METRICS = (
-    ("eval_loss", "loss", "Loss (nats per predicted token)"),
-    ("eval_perplexity", "perplexity", "Perplexity"),
-    ("eval_accuracy", "accuracy", "Accuracy"),
-)

@@ -40,6 +40,7 @@ def gather(cfg: Config, inputs: dict[str, Path]) -> dict[str, Any]:
     if "pretrain" in inputs:
         counts = manifests["pretrain"].get("counts", {})
         facts |= pretraining(inputs["pretrain"], counts)
+        facts["pretrain"]["processor"] = manifests["pretrain"].get("environment", {}).get("processor")
         if cfg.train.budget is not None:  # the number of steps that it came to, in place of the setting
             facts["config"]["train"]["steps"] = counts.get("steps")
     if "finetune" in inputs:
@@ -49,10 +50,11 @@ def gather(cfg: Config, inputs: dict[str, Path]) -> dict[str, Any]:
 
 def describe(stage: str, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Where an artifact lies and what it cost."""
-    files = manifest.get("files", {})
+    files, raw = manifest.get("files", {}), manifest.get("raw")
     return {
         "stage": stage,
         "fingerprint": manifest.get("fingerprint"),
+        "content": artifact.digest(raw) if raw else None,
         "folder": str(folder),
         "num_files": len(files),
         "bytes": sum(file.get("bytes", 0) for file in files.values()),

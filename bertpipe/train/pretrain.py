@@ -59,10 +59,7 @@ def _run(
     run_id: str,
     started: float,
 ) -> None:
-    tokenizer = load_tokenizer(inputs["tokenizer"])
-    added = check_tokenizer(cfg.model.init, tokenizer) if cfg.model.init else []
-    if cfg.model.max_positions:
-        tokenizer.model_max_length = cfg.model.max_positions
+    tokenizer, added = prepare_tokenizer(cfg, inputs)
     train = open_train(inputs["shards"], cfg.train.source_weights)
     row = OBJECTIVES[cfg.train.objective]
     objective, kernel = make_objective(cfg, row, train, added, place)
@@ -130,6 +127,15 @@ def _run(
             **evaluation.last,
         }
     place.barrier()
+
+
+def prepare_tokenizer(cfg: Config, inputs: dict[str, Path]) -> tuple[Any, list[list[int]]]:
+    """The tokenizer of the run, and what `check_tokenizer` says of the checkpoint it goes on from."""
+    tokenizer = load_tokenizer(inputs["tokenizer"])
+    added = check_tokenizer(cfg.model.init, tokenizer) if cfg.model.init else []
+    if cfg.model.max_positions:
+        tokenizer.model_max_length = cfg.model.max_positions
+    return tokenizer, added
 
 
 def make_objective(

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -253,6 +254,7 @@ def finished_run(tmp_path_factory) -> dict[str, Path]:
         mark = artifact.fingerprint(stage, 1, {}, parents)
         folders[stage] = root / f"{stage}-{mark[:12]}"
         facts = {"stage": stage, "fingerprint": mark, "settings": {}, "parents": dict(parents)}
+        facts["raw"] = {"sources": [[{"bytes": 513_400, "sha256": "ab" * 32}]]} if stage == "corpus" else {}
         with artifact.committing(folders[stage], **facts) as (out, counts):
             make(out, counts)
         parents = {stage: mark}
@@ -269,3 +271,24 @@ def trial(tmp_path_factory) -> Path:
     for name in tuning.COLUMNS:
         tuning.write_task(folder / "glue", name)
     return folder
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """Lets this process talk to a server of the test's, with the token of its one user."""
+    from huggingface_hub import constants
+
+    from tests.hub import TOKEN
+
+    def connect(server):
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        return server
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)  # the server is a thread: at 5 ms every answer waits for its turn
+    yield connect
+    sys.setswitchinterval(usual)
