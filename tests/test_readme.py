@@ -119,7 +119,7 @@ def test_fine_tune_on_your_own_table(place, own_text):
     rows = [f'"{sentence(random.Random(n))}","{sentence(random.Random(-n))}",{"ab"[n % 2]}' for n in range(40)]
     (place / "my.csv").write_text("\n".join(["title,body,topic", *rows]) + "\n")
     line = line.replace("google-bert/bert-base-uncased", str(own_text)).replace("my.csv", str(place / "my.csv"))
-    assert "my train: 4 of 40 rows are held out for validation" in run(line, place, "table")
+    assert "my validation: 4 examples, 4 held out of train\n" in run(line, place, "table")
     assert (only(place / "table", "finetune") / "my" / "model" / "config.json").is_file()
 
 

@@ -7,13 +7,11 @@ can't be plugged (model/padded.py).
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -23,8 +21,9 @@ from bertpipe import outside
 from bertpipe.config import ModelConfig
 from bertpipe.config_files import read_preset
 from bertpipe.errors import ConfigError
-from bertpipe.model import attention, grow, padded
+from bertpipe.model import attention, grow, loaded, padded
 from bertpipe.model.dropout import replace_dropout
+from bertpipe.model.loaded import Loaded
 
 UNUSABLE = (ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError)  # what a wrong config can raise
 DROPOUTS = (
@@ -220,16 +219,6 @@ def load_bare(name: str, setting: str) -> Any:
     return model
 
 
-class Loaded(NamedTuple):
-    """A model, and what of its head and pooler starts random."""
-
-    model: Any
-    missing: set[str]
-    """Names of the weights that the checkpoint hasn't got, or has in another size."""
-    resized: list[str]
-    """The latter in words: its head is for other labels."""
-
-
 def load_with_missing(auto_class: Any, name: str, setting: str, dropout: float | None = None, **changes: Any) -> Loaded:
     """What `load` gives, and the names of the weights that start random: of a head or a pooler alone.
 
@@ -246,60 +235,16 @@ def load_with_missing(auto_class: Any, name: str, setting: str, dropout: float |
         check_class(auto_class, stock, setting)
         set_dropout(stock, dropout)
         settled = {"attn_implementation": "eager", "dtype": torch.float32, "output_loading_info": True}
-        with _without_load_report():
+        with loaded.without_load_report():
             model, info = auto_class.from_pretrained(
                 name, config=stock, use_safetensors=True, ignore_mismatched_sizes=True, **settled
             )
-        found = _started_random(model, info, f"{setting}: {name!r}")
-        if _num_layers(stock) == _num_layers(AutoConfig.from_pretrained(name)):
-            _check_layers(model, info["unexpected_keys"], f"{setting}: {name!r}")
+        found = loaded.started_random(model, info, f"{setting}: {name!r}")
+        if loaded.num_layers(stock) == loaded.num_layers(AutoConfig.from_pretrained(name)):
+            loaded.check_layers(model, info["unexpected_keys"], f"{setting}: {name!r}")
         return found
     except (OSError, *UNUSABLE) as error:
         raise ConfigError(f"{setting}: no checkpoint can be loaded from {name!r}: {_first_line(error)}") from error
-
-
-@contextlib.contextmanager
-def _without_load_report() -> Iterator[None]:
-    """What transformers would say of the weights is looked at here: that a head is new is as it should be."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def _started_random(model: Any, info: dict[str, Any], where: str) -> Loaded:
-    """ConfigError if a weight of the encoder itself is among those that start random."""
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-    encoder = {f"{prefix}{key}" for key in model.base_model.state_dict()}
-    resized = {key: f"{key} {list(theirs)}, here {list(ours)}" for key, theirs, ours in info["mismatched_keys"]}
-    if wrong := sorted(encoder & resized.keys()):
-        raise ConfigError(f"{where}: its weights are not those of its config.json: {resized[wrong[0]]}")
-    missing = set(info["missing_keys"])
-    if lost := sorted(key for key in encoder & missing if "pooler" not in key.split(".")):
-        raise ConfigError(
-            f"{where} lacks {len(lost)} weights of its encoder, {lost[0]} among them; copy the whole checkpoint"
-        )
-    return Loaded(model, missing | resized.keys(), sorted(resized.values()))
-
-
-def _num_layers(stock: Any) -> int | None:
-    return getattr(stock, "num_hidden_layers", None)
-
-
-def _check_layers(model: Any, unexpected: Iterable[str], where: str) -> None:
-    """ConfigError where the checkpoint has layers of the encoder that the model hasn't."""
-    parts = {name for name, _ in model.base_model.named_children()}
-    bare = [key.removeprefix(f"{model.base_model_prefix}.") for key in unexpected]
-    extra = sorted(key for key in bare if key.split(".")[0] in parts and re.search(r"\.\d+\.", key))
-    if extra:
-        raise ConfigError(
-            f"{where} has {len(extra)} weights of layers that its config.json doesn't know, {extra[0]} among them; "
-            f"correct num_hidden_layers there"
-        )
 
 
 def check_class(auto_class: Any, stock: Any, setting: str) -> None:
