@@ -59,6 +59,8 @@ class Embedder:
         longest = min(own.max_length or sys.maxsize, self.tokenizer.model_max_length)
         self.max_length = max_length or encoders.longest(self.model, longest)
         encoders.check_length(self.model, self.max_length, "--max-length")
+        if self.max_length <= (around := self.tokenizer.num_special_tokens_to_add()):
+            raise ConfigError(f"--max-length: {self.max_length} leaves no room for text beside {around} special tokens")
         self.num_truncated = self.num_tokens = 0
 
     @property

@@ -190,6 +190,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(model, tmp_path, capsys, name)
             ["--model", "M", "--score", "stsb", "--max-length", "70"],
             "--max-length: 70 exceeds the model's 66 positions",
         ),
+        (
+            ["--model", "M", "--score", "stsb", "--max-length", "2"],
+            "--max-length: 2 leaves no room for text beside 2 special tokens",
+        ),
         (["--model", "./nowhere", "--score", "stsb"], "./nowhere"),
     ],
 )
