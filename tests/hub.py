@@ -296,6 +296,8 @@ class Handler(BaseHTTPRequestHandler):
     def handle_one(self) -> None:
         hub = self.hub
         body = self.body()
+        if self.path == "/api/agent-harnesses":  # asked once a process, whatever it does next: no part of a push
+            return self.answer(404, {}, {})
         with hub.lock:
             hub.requests.append(f"{self.command} {urlsplit(self.path).path}")
             hub.seen += self.path.encode() + body

@@ -58,7 +58,7 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict) -> None:
         path.chmod(0o644)  # readable by all: `transformers` writes weights with mode 0600
     size = sum(path.stat().st_size for path in files)
     counts.update(repo=settings.repo, files=[str(path.relative_to(out)) for path in files], bytes=size)
-    final = out.with_name(out.name.removesuffix(PARTIAL)) / FOLDER
+    final = out.with_name(out.name.removesuffix(PARTIAL)) / ("" if settings.revisions else FOLDER)
     print(f"publish: {final}: {len(files)} files, {size / 1e6:.1f} MB, as {settings.repo} would hold them")
     if not settings.push:
         print("nothing was uploaded; `bertpipe publish --push` does it")

@@ -211,11 +211,11 @@ class _Push:
                 )
         if BRANCH not in [ref.name for ref in refs.branches]:
             first = self.api.list_repo_commits(self.repo)[-1]
-            self.api.create_branch(self.repo, branch=BRANCH, revision=first.commit_id, exist_ok=True)
+            self.api.create_branch(self.repo, branch=BRANCH, revision=first.commit_id)
         return there
 
     def _tag(self, name: str) -> None:
-        self.api.create_tag(self.repo, tag=name, revision=self._settle(BRANCH, name).commit, exist_ok=True)
+        self.api.create_tag(self.repo, tag=name, revision=self._settle(BRANCH, name).commit)
         if name not in self.pushed:
             self.pushed.append(name)
 

@@ -190,7 +190,7 @@ def test_what_passes_is_waited_for(server, tmp_path, answer, capsys):
 
 def test_checkpoints_become_tags_whatever_goes_wrong(server, tmp_path):
     folder = write(tmp_path / "publish-1", 0, 20)
-    sweep(server, folder, [LOSE], asked(server, folder), [])
+    sweep(server, folder, [409, LOSE], asked(server, folder), [])
 
 
 @pytest.mark.slow
