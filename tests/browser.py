@@ -43,7 +43,7 @@ def opened(browser: Any, path: Path, **settings: Any) -> Iterator[Opened]:
     """A file in a tab of its own; `settings` are those of playwright's `new_context`."""
     context = browser.new_context(**{"viewport": DESKTOP} | settings)
     found = Opened(context.new_page())
-    found.page.set_default_timeout(20_000)
+    found.page.set_default_timeout(120_000)
     found.page.on("console", lambda message: found.said.append(message.text))
     found.page.on("pageerror", lambda error: found.said.append(str(error)))
     found.page.on("dialog", lambda dialog: (found.said.append(dialog.message), dialog.dismiss()))

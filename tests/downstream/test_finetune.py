@@ -3,8 +3,6 @@
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,25 +23,20 @@ from tests.downstream.conftest import TEXT, write_tokenizer
 from tests.launch import launch
 from tests.runs import only
 
-ROOT = Path(__file__).parents[2]
 SIZES = {"train": 40, "validation": 61, "test": 23}
 ROW_TOKENS = 64  # of a packed row in these tests, so that there are several
 
-COUNTED = f"""
-import os, sys
-from bertpipe.cli import main
-from bertpipe.downstream import training
 
-training.PREDICT_TOKENS, pack = {ROW_TOKENS}, training.pack_examples
+def count_rows(rank: int) -> None:
+    """Have each packed row of examples that is scored written into the folder COUNTED_IN, a file a rank."""
+    training.PREDICT_TOKENS, pack = ROW_TOKENS, training.pack_examples
 
-def counting(examples, chosen, pad_id, labelled):
-    with open(os.path.join(sys.argv[1], os.environ["RANK"]), "a") as file:
-        file.write(" ".join(map(str, chosen)) + "\\n")
-    return pack(examples, chosen, pad_id, labelled)
+    def counting(examples, chosen, pad_id, labelled):
+        with (Path(os.environ["COUNTED_IN"]) / str(rank)).open("a") as file:
+            file.write(" ".join(map(str, chosen)) + "\n")
+        return pack(examples, chosen, pad_id, labelled)
 
-training.pack_examples = counting
-raise SystemExit(main(["finetune", *sys.argv[2:]]))
-"""
+    training.pack_examples = counting
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +68,13 @@ def predict(start: Path, model: Path, split: str) -> tuple[list[str], np.ndarray
 
 
 def test_two_processes_share_the_scoring_and_predict_as_one(start, tmp_path, monkeypatch):
-    """torchrun with two gloo processes; each example is scored once an evaluation, by one of them."""
-    (tmp_path / "counted.py").write_text(COUNTED)
+    """Each example is scored once an evaluation, by one of them."""
     (tmp_path / "rows").mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [tmp_path / "counted.py", tmp_path / "rows", "--finetune.tasks", "sst2", "--finetune.max_length", "32"]
+    command = ["finetune", "--finetune.tasks", "sst2", "--finetune.max_length", "32"]
     command += ["--finetune.data", start / "glue", "--finetune.model", start / "model", "--finetune.seeds", "1"]
     command += ["--finetune.epochs", "2", "--finetune.slots_per_step", "2", "--finetune.precision", "fp32"]
     command += ["--finetune.lr", "1e-3", "--runtime.root", tmp_path / "runs", "--runtime.progress", "false"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
+    launch(2, *command, hook=count_rows, COUNTED_IN=str(tmp_path / "rows")).done()
 
     rows = [(tmp_path / "rows" / rank).read_text().splitlines() for rank in ("0", "1")]
     assert abs(len(rows[0]) - len(rows[1])) <= 3, "a row more for the first, three times"

@@ -1,7 +1,6 @@
 """Kill it anywhere, run it again: the run that was never interrupted, byte for byte (one process, dropout 0.1)."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kills import same
+from tests.kills import pretrain, same
 from tests.runs import bertpipe, make_shards, only
 
 
@@ -117,24 +116,13 @@ def test_interrupted_between_the_last_step_and_publishing(shards, uninterrupted,
 
 
 def test_two_processes_see_one_processs_batches(shards, uninterrupted, tmp_path):
-    """torchrun with two gloo processes: the same batches, losses within 1e-4; three processes are refused."""
-    root = copy(shards, tmp_path)
-    script = Path(__file__).parents[2] / "pretrain.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    arguments = [str(script), "--config", str(shards / "tiny.yaml"), "--runtime.root", str(root)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-    refused = subprocess.run(
-        [*launch, "--nproc_per_node=3", *arguments], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert refused.returncode != 0
-    assert "3 processes can't share train.slots_per_step = 4 slots evenly; run 1, 2, 4 processes" in refused.stderr
-
-    done = subprocess.run(
-        [*launch, "--nproc_per_node=2", *arguments], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 process(es) x 1 thread(s)" in done.stdout
+    """Two gloo processes: the same batches, losses within 1e-4; three processes are refused."""
+    root = tmp_path / "runs"
+    refused = pretrain(shards, root, 3)
+    assert refused.wait() == [2, 2, 2]
+    said = "3 processes can't share train.slots_per_step = 4 slots evenly; run 1, 2, 4 processes"
+    assert said in refused.text()
+    assert "2 process(es) x 1 thread(s)" in pretrain(shards, root, 2).done()
     read = [
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (uninterrupted, only(root, "pretrain"))
