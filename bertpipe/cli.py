@@ -40,6 +40,7 @@ COMMANDS = {
     "estimate": "say the memory, tokens, FLOPs and hours of pretraining (--measure times a few steps)",
     "replay": "rebuild the batch of one step of a pretraining run, with its losses and its text: --step K",
     "doctor": "look at versions, devices, disk, network and login; say what to do (--json prints it as JSON)",
+    "completion": "print a script that completes commands and settings: bertpipe completion bash",
     **SUMMARIES,
 }
 
@@ -119,6 +120,14 @@ def _main(argv: list[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, 1, 0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
         raise ConfigError(f"unknown command {command!r}; {hint}")
+    if command == "completion":
+        from bertpipe import completion
+
+        if len(rest) != 1 or rest[0].startswith("-"):
+            print("usage: bertpipe completion SHELL\nPrints the script; SHELL is bash, zsh, fish, tcsh or powershell.")
+            return 0 if rest and rest[0] in ("-h", "--help") else 2
+        print(completion.script(rest[0], COMMANDS, SWITCHES))
+        return 0
     if command in OWN:
         if several_processes():
             raise ConfigError(f"{command} runs in one process; launch several for {' and '.join(MULTI_PROCESS)} only")

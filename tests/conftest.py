@@ -62,7 +62,15 @@ def real_data() -> Path:
     return Path(folder)
 
 
-LONG = {"train", "security", "test_pipeline.py", "test_readme.py", "test_fuzz_config.py", "test_full_disk.py"}
+LONG = {
+    "train",
+    "security",
+    "test_pipeline.py",
+    "test_readme.py",
+    "test_docs.py",
+    "test_fuzz_config.py",
+    "test_full_disk.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

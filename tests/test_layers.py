@@ -29,6 +29,7 @@ ORDER = [
     ("downstream",),
     ("pipeline",),
     ("commands",),
+    ("completion",),
     ("cli",),
 ]
 RANK = {layer: rank for rank, layers in enumerate(ORDER) for layer in layers}

@@ -2,45 +2,31 @@
 
 import json
 import os
-import random
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from tests.runs import only, sentence
+from tests import pages
+from tests.runs import only
 
-ROOT = Path(__file__).parents[1]
-SMALL = (
-    "--corpus.holdout 0.2 --corpus.min_chars 5 --train.steps 3 --train.slot_tokens 512 --train.slots_per_step 2 "
-    "--train.sequence_length 64 --train.eval_every 3 --finetune.epochs 1 --finetune.seeds 1 --finetune.max_length 64 "
-    "--runtime.threads 1 --runtime.progress false"
-)
-
-
-def commands() -> list[str]:
-    """The indented command lines of the README, joined where they go on, comments left out."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    return [line.strip() for line in text.splitlines() if line.startswith("    ") and ".venv/bin/" in line]
+COMMANDS = pages.commands(pages.README)
+ELSEWHERE = {
+    " compare ": "tests/downstream/test_compare.py",
+    " embed ": "tests/downstream/test_embed.py",
+    " attention ": "tests/downstream/test_attention_page.py",
+    " publish ": "tests/downstream/test_push_command.py",
+    "accelerate-gpus.yaml": "tests/test_project.py",  # with two processes on the CPU; the line itself needs eight GPUs
+}
+"""Commands that are not run from here, by what stands in them, and where such ones are."""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with texts/ and glue/mrpc/ of the reader's."""
-    folder, rng = tmp_path_factory.mktemp("readme"), random.Random(0)
-    (folder / "texts").mkdir()
-    for number in range(80):
-        (folder / "texts" / f"{number}.txt").write_text(" ".join(sentence(rng) for _ in range(rng.randint(2, 9))))
-    (folder / "glue" / "mrpc").mkdir(parents=True)
-    for split, size in (("train", 40), ("validation", 20)):
-        pairs = [(sentence(rng), sentence(rng)) for _ in range(size)]
-        table = {"sentence1": [a for a, _ in pairs], "sentence2": [b for _, b in pairs], "label": [0, 1] * (size // 2)}
-        pq.write_table(pa.table(table), folder / "glue" / "mrpc" / f"{split}.parquet")
-    return folder
+    """A folder with texts/, glue/mrpc/ and my.csv of the reader's."""
+    return pages.reader(tmp_path_factory.mktemp("readme"))
 
 
 def run(line: str, place: Path, root: str, *more: str) -> str:
@@ -50,7 +36,13 @@ def run(line: str, place: Path, root: str, *more: str) -> str:
     flags = shlex.join(["--runtime.root", str(place / root), *more])
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        f"{line} {SMALL} {flags}", shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        f"{line} {pages.SMALL} {flags}",
+        shell=True,
+        cwd=pages.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
@@ -59,7 +51,7 @@ def run(line: str, place: Path, root: str, *more: str) -> str:
 @pytest.fixture(scope="module")
 def own_text(place) -> Path:
     """The checkpoint of "Pretrain on your own text"."""
-    (line,) = [c for c in commands() if "bertpipe all" in c and "--tokenizer.vocab_size" in c]
+    (line,) = [c for c in COMMANDS if "bertpipe all" in c and "--tokenizer.vocab_size" in c]
     printed = run(line, place, "own")
     assert "report.html" in printed and "the [MASK] of the city is old." in printed
     return only(place / "own", "pretrain") / "model"
@@ -71,7 +63,7 @@ def test_pretrain_on_your_own_text(own_text):
 
 def test_go_on_from_a_checkpoint(place, own_text):
     """A local folder stands in for the Hub id."""
-    (line,) = [c for c in commands() if "--model.init" in c and "add_tokens" not in c]
+    (line,) = [c for c in COMMANDS if "--model.init" in c and "add_tokens" not in c]
     run(line.replace("google-bert/bert-base-uncased", str(own_text)), place, "further")
     assert (only(place / "further", "publish") / "model" / "README.md").is_file()
 
@@ -84,7 +76,7 @@ def test_go_on_in_another_domain(place, own_text):
     texts = ["the neutron sees the tensor .", "a child finds the neutron .", "one tensor likes a king ."]
     for number in range(40):
         (place / "physics" / f"{number}.txt").write_text(" ".join(texts[number % 3 :] * 3) + f" {number}")
-    (line,) = [c for c in commands() if "--model.init" in c and "add_tokens" in c]
+    (line,) = [c for c in COMMANDS if "--model.init" in c and "add_tokens" in c]
     line = line.replace("google-bert/bert-base-uncased", str(own_text))
     run(line, place, "domain", "--corpus.sources", str(place / "physics" / "*.txt"))
     before, folder = AutoTokenizer.from_pretrained(own_text), only(place / "domain", "publish") / "model"
@@ -97,7 +89,7 @@ def test_go_on_in_another_domain(place, own_text):
 
 
 def test_fine_tune_on_a_glue_task(place, own_text):
-    (line,) = [c for c in commands() if "--finetune.tasks mrpc" in c]
+    (line,) = [c for c in COMMANDS if "--finetune.tasks mrpc" in c]
     line = line.replace("google-bert/bert-base-uncased", str(own_text))
     assert "mrpc  f1 " in run(line, place, "tuned", "--finetune.data", str(place / "glue"))
     assert (only(place / "tuned", "finetune") / "mrpc" / "model" / "config.json").is_file()
@@ -107,7 +99,7 @@ def test_answer_questions(place, own_text):
     qas = [{"id": str(n), "question": "who sees ?", "answers": [{"text": "king", "answer_start": 4}]} for n in range(9)]
     paragraphs = [{"context": f"the king sees {n} trees .", "qas": [qas[n]]} for n in range(9)]
     (place / "qa.json").write_text(json.dumps({"data": [{"title": "kings", "paragraphs": paragraphs}]}))
-    (line,) = [c for c in commands() if "configs/squad.yaml" in c]
+    (line,) = [c for c in COMMANDS if "configs/squad.yaml" in c]
     line = line.replace("google-bert/bert-base-uncased", str(own_text)).replace("FOLDER", str(place / "qa.json"))
     assert "squad" in run(line, place, "asked")
     folder = only(place / "asked", "finetune") / "squad"
@@ -115,9 +107,7 @@ def test_answer_questions(place, own_text):
 
 
 def test_fine_tune_on_your_own_table(place, own_text):
-    (line,) = [c for c in commands() if "--finetune.task.kind" in c]
-    rows = [f'"{sentence(random.Random(n))}","{sentence(random.Random(-n))}",{"ab"[n % 2]}' for n in range(40)]
-    (place / "my.csv").write_text("\n".join(["title,body,topic", *rows]) + "\n")
+    (line,) = [c for c in COMMANDS if "--finetune.task.kind" in c]
     line = line.replace("google-bert/bert-base-uncased", str(own_text)).replace("my.csv", str(place / "my.csv"))
     assert "my validation: 4 examples, 4 held out of train\n" in run(line, place, "table")
     assert (only(place / "table", "finetune") / "my" / "model" / "config.json").is_file()
@@ -125,10 +115,19 @@ def test_fine_tune_on_your_own_table(place, own_text):
 
 def test_run_on_several_devices(place):
     """Data by one process, then torchrun and accelerate with two; the line for eight GPUs needs eight GPUs."""
-    lines = [c for c in commands() if "configs/demo.yaml" in c]
+    lines = [c for c in COMMANDS if "configs/demo.yaml" in c]
     assert len(lines) == 5 and all("bertpipe " in c for c in lines[:3])
     demo = ["--corpus.sources", str(place / "texts" / "*.txt"), "--train.steps", "4"]
     for line in lines[:3]:
         run(line, place, "demo", *demo)
     for number, line in enumerate(lines[3:]):
         assert "2 process(es) x 1 thread(s), cpu" in run(line, place, "demo", *demo, "--train.seed", str(number))
+
+
+def test_every_command_is_run():
+    """Here, by a line that a test above picks, or where ELSEWHERE says."""
+    here = ["--tokenizer.vocab_size", "--model.init", "tasks mrpc", "squad.yaml", "--finetune.task.kind", "demo.yaml"]
+    for line in COMMANDS:
+        elsewhere = [test for part, test in ELSEWHERE.items() if part in line]
+        assert elsewhere or any(part in line for part in here), f"{line} is run nowhere"
+        assert all((pages.ROOT / test).is_file() for test in elsewhere)
