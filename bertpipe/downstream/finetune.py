@@ -31,7 +31,7 @@ from bertpipe.downstream.cells import Cell, cell, take
 from bertpipe.downstream.kind import Task
 from bertpipe.downstream.training import Job, prepare, train
 from bertpipe.errors import ArtifactError
-from bertpipe.train.place import Place
+from bertpipe.train.place import Place, check_processes
 
 
 def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any]) -> None:
@@ -39,8 +39,8 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     settings = cfg.finetune
     check(cfg)
     names = tasks.chosen(named_tasks(settings), settings.data, settings.task)
+    check_processes(settings.slots_per_step, "finetune.slots_per_step")
     place = Place(cfg.runtime, settings.precision)
-    place.share(settings.slots_per_step, "finetune.slots_per_step")
     progress = _Progress(sum(len(grid.runs(settings, tasks.get(name, settings.task))) for name in names))
     cold = _Start.of(cfg, inputs, place)
     warm = _Start.warm(cfg, place)

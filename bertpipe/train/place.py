@@ -57,12 +57,7 @@ class Place:
 
     def share(self, slots_per_step: int, setting: str) -> tuple[int, int]:
         """This process's slots, first .. last - 1; ConfigError lists the legal numbers when they can't be shared."""
-        if slots_per_step % self.world:
-            legal = [str(n) for n in range(1, slots_per_step + 1) if slots_per_step % n == 0]
-            raise ConfigError(
-                f"{self.world} processes can't share {setting} = {slots_per_step} slots evenly; "
-                f"run {', '.join(legal)} processes or change {setting}"
-            )
+        _check_share(self.world, slots_per_step, setting)
         each = slots_per_step // self.world
         return self.rank * each, (self.rank + 1) * each
 
@@ -112,6 +107,23 @@ class Place:
         """What results may depend on beyond the recipe."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {"world_size": self.world, "device": name, "threads": self.threads, "precision": self.precision}
+
+
+def check_processes(slots_per_step: int, setting: str) -> None:
+    """ConfigError when the processes that the launcher announced can't share the slots.
+
+    To be called before they meet in a `Place`: one that is refused there leaves while others are still joining.
+    """
+    _check_share(int(os.environ.get("WORLD_SIZE", "1")), slots_per_step, setting)
+
+
+def _check_share(world: int, slots_per_step: int, setting: str) -> None:
+    if slots_per_step % world:
+        legal = [str(n) for n in range(1, slots_per_step + 1) if slots_per_step % n == 0]
+        raise ConfigError(
+            f"{world} processes can't share {setting} = {slots_per_step} slots evenly; "
+            f"run {', '.join(legal)} processes or change {setting}"
+        )
 
 
 def keep_freed_memory() -> None:

@@ -32,7 +32,7 @@ from bertpipe.train import budget, extend, flops, loop
 from bertpipe.train.checkpoint import Checkpoints, identify, save_model
 from bertpipe.train.evaluation import Evaluation
 from bertpipe.train.optim import Optimizer, Recipe, check_names, check_schedule
-from bertpipe.train.place import Place
+from bertpipe.train.place import Place, check_processes
 from bertpipe.train.profile import Trace
 from bertpipe.train.samples import Epochs, open_source
 from bertpipe.train.trackers import Background, Wandb
@@ -44,8 +44,8 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
     started = time.monotonic()
     check(cfg)
     run_id = identify(cfg, inputs)  # before a budget is turned into steps
+    check_processes(*phases.smallest_step(cfg.train))
     place = Place(cfg.runtime, cfg.train.precision)
-    place.share(*phases.smallest_step(cfg.train))
     with place.together():
         _run(cfg, inputs, out, counts, place, run_id, started)
 
