@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bertpipe.artifact import environment, write_json
+from bertpipe.artifact import environment, processor, write_json
 from bertpipe.config import (
     Config,
     CorpusConfig,
@@ -109,10 +109,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on, and how busy it was."""
-    names = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    name = next((line.split(":")[1].strip() for line in names if line.startswith("model name")), platform.processor())
     cores = len(os.sched_getaffinity(0))
-    return {"system": platform.platform(), "processor": name, "cores": cores, "load": os.getloadavg()}
+    return {"system": platform.platform(), "processor": processor(), "cores": cores, "load": os.getloadavg()}
 
 
 class Held:

@@ -37,6 +37,8 @@ import transformers
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bertpipe.artifact import processor
+
 SLOTS = 4
 WORLDS = (1, 2, 4)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
@@ -352,11 +354,8 @@ def _join_and_run(rank: int, world: int, folder: str, job: Callable, args: tuple
 
 
 def describe_machine() -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": models[0] if models else platform.processor(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "load_average": os.getloadavg()[0],

@@ -347,9 +347,9 @@ def main() -> None:
     import finetune_baseline as baseline
     import torch
 
-    from bertpipe.train.place import has_fast_bf16
+    from bertpipe.train.place import choose_precision
 
-    precision = options.precision or ("bf16" if has_fast_bf16(torch.device("cpu")) else "fp32")
+    precision = choose_precision(options.precision or "auto", torch.device("cpu"))
     today = (options.out or RESULTS) / f"finetune_speed-{datetime.date.today().isoformat()}.json"
     tables: dict[str, Any] = json.loads(today.read_text())["tables"] if today.is_file() else {}
     measured = []

@@ -355,10 +355,10 @@ def tables(options: argparse.Namespace, data: Data, work: Path) -> Iterator[Tabl
     import torch
     from transformers import AutoConfig
 
-    from bertpipe.train.place import has_fast_bf16
+    from bertpipe.train.place import choose_precision
 
     device = torch.device(options.device)
-    precision = options.precision or ("bf16" if has_fast_bf16(device) else "fp32")
+    precision = choose_precision(options.precision or "auto", device)
     for number, wanted in enumerate(options.tables):
         preset, _, text = wanted.partition("@")
         fields, length = read_preset(preset), int(text or 128)

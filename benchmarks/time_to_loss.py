@@ -317,7 +317,7 @@ def make_task(options: argparse.Namespace, work: Path) -> tuple[Task, float]:
     import baseline
     import torch
 
-    from bertpipe.train.place import has_fast_bf16
+    from bertpipe.train.place import choose_precision
 
     source = real_data() if options.wikipedia else None
     data = prepare(work / "data", source, options.characters, options.vocab_size)
@@ -333,7 +333,7 @@ def make_task(options: argparse.Namespace, work: Path) -> tuple[Task, float]:
         warmup_steps=100,
         eval_every=options.eval_every,
         threads=options.threads,
-        precision="bf16" if has_fast_bf16(torch.device("cpu")) else "fp32",
+        precision=choose_precision("auto", torch.device("cpu")),
         data=data,
         rows=baseline.group(data, "train", options.length, work / "rows"),
         heldout=baseline.group(data, "holdout", options.length, work / "heldout", options.eval_rows),

@@ -318,20 +318,19 @@ def identify_model(name: str, cache: Path | None) -> Any:
 
 
 def processor() -> str:
-    """The CPU's own name, where Linux tells it, and the number of its cores here."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{named[0] if named else platform.machine()}, {os.cpu_count()} cores"
+    """The CPU's own name where Linux tells it, else its architecture."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def environment() -> dict[str, str]:
     """Versions of what results depend on, as recorded in every manifest."""
     names = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "pyarrow", "sentencex")
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    found["processor"] = processor()
+    found["processor"] = f"{processor()}, {os.cpu_count()} cores"
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bertpipe.artifact import environment, write_json
+from bertpipe.artifact import environment, processor, write_json
 from tests import faults
 from tests.kills import WORLDS, pretrain, steps_of, survive
 from tests.runs import make_shards, only
@@ -207,16 +207,13 @@ def main() -> None:
         for measured in facts["measured"].values():
             measured.update({"date": facts["date"], "cores": facts["cores"]} | measured)
         earlier.rename(path)
-    cpu = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
     for name in options.parts or PARTS:
         print(f"{name}: {(PARTS[name].__doc__ or '').splitlines()[0]}", flush=True)
         with tempfile.TemporaryDirectory(prefix="torture-") as folder:
             load, started = os.getloadavg(), time.monotonic()
             options.before = facts["parts"].get(name, {})
             outcome = PARTS[name](options, Path(folder) / name)
-        facts |= {"date": today, "processor": cpu[0] if cpu else "unknown processor"}
+        facts |= {"date": today, "processor": processor()}
         facts |= {"cores": os.cpu_count(), "environment": environment()}
         facts["parts"][name] = outcome
         cores = len(os.sched_getaffinity(0))

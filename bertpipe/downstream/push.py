@@ -162,31 +162,32 @@ class _Push:
         files = self.plan[revision]
         remote = self._look(branch)
         parent = self.parents.setdefault(branch, remote.commit)
-        if not _missing(remote, files) and not _outdated(remote, files):
+        missing, outdated = _missing(remote, files), _outdated(remote, files)
+        if not missing and not outdated:
             if remote.commit != parent:  # by an attempt of ours whose answer was lost
                 self._note(branch, revision, remote)
             return remote
         if remote.commit != parent:
             raise HubError(f"{hub.endpoint()}: {hub.MEANINGS[409].format(repo=f'{self.repo} ({branch})')}")
-        made = self._look(self._commit(branch, revision, remote))
-        if missing := _missing(made, files):
+        made = self._look(self._commit(branch, revision, missing, outdated))
+        if lacking := _missing(made, files):
             raise HubError(
-                f"{hub.endpoint()}: commit {made.commit[:12]} lacks {missing[0]}; is it in .gitignore there?"
+                f"{hub.endpoint()}: commit {made.commit[:12]} lacks {lacking[0]}; is it in .gitignore there?"
             )
         self._note(branch, revision, made)
         return made
 
-    def _commit(self, branch: str, revision: str, remote: hub.Remote) -> str:
+    def _commit(self, branch: str, revision: str, missing: list[str], outdated: list[str]) -> str:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         files = self.plan[revision]
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationAdd(name, str(files[name].path)) for name in _missing(remote, files)
+            CommitOperationAdd(name, str(files[name].path)) for name in missing
         ]
-        operations += [CommitOperationDelete(name) for name in _outdated(remote, files)]
+        operations += [CommitOperationDelete(name) for name in outdated]
         message = "Model made with bertpipe" if branch == MAIN else f"Checkpoint {revision}"
         return self.api.create_commit(
-            self.repo, operations, commit_message=message, revision=branch, parent_commit=remote.commit
+            self.repo, operations, commit_message=message, revision=branch, parent_commit=self.parents[branch]
         ).oid
 
     def _note(self, branch: str, revision: str, made: hub.Remote) -> None:

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bertpipe import __version__, floors
+from bertpipe import __version__, artifact, floors
 from bertpipe.config import Config
 from bertpipe.config_files import constraints_file
 from bertpipe.errors import BertpipeError, ConfigError
@@ -143,15 +143,7 @@ def _devices(cfg: Config) -> Iterator[Finding]:
         advice = f"there is a GPU, but torch {torch.__version__} is {why}: install the build that fits the driver"
     elif cfg.runtime.device == "cuda":
         state, advice = "wrong", "runtime.device is cuda; set auto or cpu"
-    yield Finding("device", state, f"cpu: {_processor()}", advice)
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    yield Finding("device", state, f"cpu: {artifact.processor()}", advice)
 
 
 def _bf16(cfg: Config) -> Iterator[Finding]:
@@ -169,15 +161,14 @@ def _bf16(cfg: Config) -> Iterator[Finding]:
 def _attention(cfg: Config) -> Iterator[Finding]:
     from bertpipe.model import kernels
     from bertpipe.train import estimate
-    from bertpipe.train.place import has_fast_bf16
+    from bertpipe.train.place import choose_precision
 
     if cfg.model.init and not Path(cfg.model.init).is_dir():
         yield Finding("attention", "ok", f"depends on {cfg.model.init}, which is not on this machine")
         return
     stock = estimate.on_meta(cfg, estimate.vocabulary_size(cfg)[0]).config
-    device, precision = _device(cfg), cfg.train.precision
-    if precision == "auto":
-        precision = "bf16" if has_fast_bf16(device) else "fp32"
+    device = _device(cfg)
+    precision = choose_precision(cfg.train.precision, device)
     kernel = kernels.choose(stock, device, precision)
     text = f"{kernel.name} for {stock.model_type} in {precision} on {device.type}"
     if not kernel.obstacle:

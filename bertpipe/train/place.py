@@ -48,7 +48,7 @@ class Place:
         torch.set_num_threads(self.threads)
         keep_freed_memory()
         self.device = self.accelerator.device
-        self.precision = precision if precision != "auto" else ("bf16" if has_fast_bf16(self.device) else "fp32")
+        self.precision = choose_precision(precision, self.device)
 
     @property
     def is_main(self) -> bool:
@@ -137,6 +137,11 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
         libc.mallopt(mmap_threshold, 1 << 30)
         libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """What a setting comes to: `auto` is bf16 where that is fast."""
+    return precision if precision != "auto" else ("bf16" if has_fast_bf16(device) else "fp32")
 
 
 def has_fast_bf16(device: torch.device) -> bool:

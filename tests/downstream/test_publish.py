@@ -119,7 +119,9 @@ def test_card_says_what_was_measured(finished_run, tmp_path):
     for stage in finished_run.values():
         assert stage.name.partition("-")[2] in body, "the fingerprint"
     assert "5.940 nats" in body and "1,230 documents in = 1,200 out + 30 skipped" in body
-    assert "muon_lr: 0.02" in body and "3 min 00 s" in body and f"on cpu ({artifact.processor()})" in body
+    assert (
+        "muon_lr: 0.02" in body and "3 min 00 s" in body and f"on cpu ({artifact.environment()['processor']})" in body
+    )
     assert (
         f"sources' contents is `{artifact.digest({'sources': [[{'bytes': 513_400, 'sha256': 'ab' * 32}]]})[:16]}`"
         in body

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bertpipe.data.batches import pack
 from bertpipe.model import attention, encoders
+from tests.model.gradients import assert_gradients
 
 SMALL = {
     "vocab_size": 97,
@@ -88,8 +89,7 @@ def test_packed_equals_alone_in_logits_and_gradients(kind):
     logits = together(model, batch)[: batch.num_tokens]
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     found = gradients(model, logits)
-    for name, gradient in expected_gradients.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert_gradients(found, expected_gradients)
 
 
 @settings(max_examples=25, deadline=None)

@@ -12,6 +12,7 @@ from bertpipe.errors import ConfigError
 from bertpipe.model import encoders
 from bertpipe.model.labelled import Choice
 from bertpipe.model.pooling import CHOICE_HEADS, check_head
+from tests.model.gradients import assert_gradients, take_gradients
 from tests.model.test_attention import CONFIGS
 
 
@@ -54,8 +55,7 @@ def test_packed_choices_equal_stock_ones_in_logits_loss_and_gradients(kind, pool
     expected = alone(model, data, kind)
     loss = torch.nn.functional.cross_entropy(expected, torch.from_numpy(data.labels), reduction="sum")
     loss.backward()
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
+    gradients = take_gradients(model)
 
     objective = Choice(encoders.make_packed(model))
     batch = pack_examples(data, np.arange(len(data)), 0)
@@ -65,10 +65,7 @@ def test_packed_choices_equal_stock_ones_in_logits_loss_and_gradients(kind, pool
     assert out["count"] == objective.count(batch) == len(data) == 5
     assert out["correct"] == int((expected.argmax(-1).numpy() == data.labels).sum())
     out["loss"].backward()
-    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert found.keys() >= gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert_gradients(take_gradients(model), gradients)
 
 
 @pytest.mark.parametrize("kind", CHOICE_HEADS)

@@ -12,6 +12,7 @@ from bertpipe.errors import ConfigError
 from bertpipe.model import attention, encoders, kernels
 from bertpipe.model.objectives import MaskedLM
 from tests.model import varlen_reference  # noqa: F401  (gives torch's operators CPU kernels)
+from tests.model.gradients import assert_gradients
 from tests.model.test_attention import CONFIGS, LENGTHS, PLUGGED, alone, gradients, make, packed_batch, together
 
 CPU = torch.device("cpu")
@@ -26,8 +27,7 @@ def test_varlen_equals_alone_in_logits_and_gradients(kind):
     logits = together(model, batch)[: batch.num_tokens]
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     found = gradients(model, logits)
-    for name, gradient in expected_gradients.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert_gradients(found, expected_gradients)
 
 
 @pytest.mark.parametrize("kernel", [attention.NAME, attention.VARLEN])
@@ -43,8 +43,7 @@ def test_heads_of_keys_shared_by_several_of_queries(kernel):
     logits = together(model, batch)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     found = gradients(model, logits)
-    for name, gradient in expected_gradients.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
+    assert_gradients(found, expected_gradients)
 
 
 def predicting(lengths, total, seed=0):

@@ -12,6 +12,7 @@ from bertpipe.model import encoders, kernels, padded
 from bertpipe.model.attention import NAME, VARLEN
 from bertpipe.model.objectives import MaskedLM
 from tests.conftest import SPECIAL_IDS
+from tests.model.gradients import assert_gradients
 from tests.model.test_attention import CONFIGS, LENGTHS, PADDED, alone, gradients, make, packed_batch, together
 from tests.model.test_kernels import predicting
 
@@ -36,8 +37,7 @@ def assert_equal_alone(model: torch.nn.Module, kind: str, batch) -> None:
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     found = gradients(model, logits)
     assert found.keys() == expected_gradients.keys()
-    for name, gradient in expected_gradients.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert_gradients(found, expected_gradients)
 
 
 @pytest.mark.parametrize("kind", PADDED)

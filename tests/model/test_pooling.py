@@ -10,6 +10,7 @@ from bertpipe.errors import ConfigError
 from bertpipe.model import encoders
 from bertpipe.model.labelled import SequenceLabel
 from bertpipe.model.pooling import HEADS, check_head
+from tests.model.gradients import assert_gradients, take_gradients
 from tests.model.test_attention import CONFIGS
 
 
@@ -39,17 +40,13 @@ def test_packed_heads_equal_stock_ones_in_logits_and_gradients(kind, pooling):
         rows.append(model(input_ids=torch.from_numpy(ids)[None], **given).logits)
     expected = torch.cat(rows)
     torch.nn.functional.cross_entropy(expected, torch.from_numpy(data.labels), reduction="sum").backward()
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
+    gradients = take_gradients(model)
 
     objective = SequenceLabel(encoders.make_packed(model))
     out = objective(pack_examples(data, np.arange(len(data.input_ids)), 0))
     torch.testing.assert_close(out["logits"], expected, atol=1e-5, rtol=1e-5)
     out["loss"].backward()
-    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert found.keys() >= gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert_gradients(take_gradients(model), gradients)
 
 
 def test_the_poolings_of_a_family_differ():

@@ -11,6 +11,7 @@ from bertpipe.errors import ConfigError
 from bertpipe.model import encoders
 from bertpipe.model.labelled import AnswerSpan
 from bertpipe.model.span_heads import HEADS
+from tests.model.gradients import assert_gradients, take_gradients
 from tests.model.test_attention import CONFIGS
 
 SEP = 66  # big_bird looks for it
@@ -46,8 +47,7 @@ def test_packed_heads_equal_stock_ones_in_logits_loss_and_gradients(kind):
         rows.append(torch.stack([out.start_logits[0], out.end_logits[0]], 1))
         loss = loss + out.loss
     loss.backward()
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
+    gradients = take_gradients(model)
 
     objective = AnswerSpan(encoders.make_packed(model))
     assert objective.num_rows(data).tolist() == [len(row) for row in rows]
@@ -58,10 +58,7 @@ def test_packed_heads_equal_stock_ones_in_logits_loss_and_gradients(kind):
     likeliest = [row.argmax(0).tolist() == label.tolist() for row, label in zip(rows, data.labels, strict=True)]
     assert out["correct"] == sum(likeliest) and any(likeliest)
     out["loss"].backward()
-    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert found.keys() >= gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert_gradients(take_gradients(model), gradients)
 
 
 def test_padding_and_large_logits_change_nothing():

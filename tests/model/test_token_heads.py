@@ -10,6 +10,7 @@ from bertpipe.errors import ConfigError
 from bertpipe.model import encoders
 from bertpipe.model.labelled import TokenLabel
 from bertpipe.model.token_heads import HEADS
+from tests.model.gradients import assert_gradients, take_gradients
 from tests.model.test_attention import CONFIGS
 
 LABELS = 5
@@ -48,8 +49,7 @@ def test_packed_heads_equal_stock_ones_in_logits_and_gradients(kind):
         loss = loss + out.loss.nan_to_num(0) * len(positions)  # the stock loss is a mean, of nothing: nan
     expected = torch.cat(rows)
     loss.backward()
-    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
+    gradients = take_gradients(model)
 
     objective = TokenLabel(encoders.make_packed(model))
     batch = pack_examples(data, np.arange(len(data)), 0)
@@ -59,10 +59,7 @@ def test_packed_heads_equal_stock_ones_in_logits_and_gradients(kind):
     assert out["correct"] == (expected.argmax(-1) == torch.from_numpy(np.concatenate(data.labels))).sum()
     torch.testing.assert_close(out["loss"], loss, atol=1e-4, rtol=1e-5)
     out["loss"].backward()
-    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert found.keys() >= gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert_gradients(take_gradients(model), gradients)
 
 
 def test_every_family_that_has_a_stock_class_is_offered():
