@@ -17,8 +17,8 @@ import numpy as np
 import transformers as tr
 
 from bertpipe.data.batches import Examples
-from bertpipe.downstream import training
-from bertpipe.downstream.kind import Outputs
+from bertpipe.downstream.finetuning import training
+from bertpipe.downstream.tasks.kind import Outputs
 from bertpipe.model.labelled import Labelled
 from bertpipe.train.optim import Recipe
 

@@ -40,8 +40,8 @@ from common import RESULTS, machine, write_result
 
 from bertpipe.config import Config, FinetuneConfig, RuntimeConfig
 from bertpipe.data.batches import Examples, ExampleSlots
-from bertpipe.downstream import training
-from bertpipe.downstream.kind import Task
+from bertpipe.downstream.finetuning import training
+from bertpipe.downstream.tasks.kind import Task
 from bertpipe.model import encoders
 from bertpipe.model.labelled import HEADS_OF
 from bertpipe.train import loop

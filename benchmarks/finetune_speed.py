@@ -10,7 +10,7 @@ the same optimizer (fused AdamW, gradients clipped), dropout and threads:
     run_glue       Trainer as run_glue sets it: every example padded to 128, fp32, examples at random
     trainer_best   Trainer at its best: padded to the longest of a batch, grouped by length, bf16, eager or sdpa
                    attention, whichever is faster, nothing logged
-    bertpipe       fine-tuning itself (downstream/training.py): its batches, loop and record
+    bertpipe       fine-tuning itself (downstream/finetuning/training.py): its batches, loop and record
 
 TASK@N takes N examples, drawn once for all sides; they are an epoch. Each side is a process of its own that holds still
 while the others are measured; a round measures an epoch of each in turn: from asking for its first batch to its last
@@ -63,7 +63,7 @@ class Table:
         import finetune_baseline as baseline
         import transformers as tr
 
-        from bertpipe.downstream import training
+        from bertpipe.downstream.finetuning import training
 
         tr.logging.set_verbosity_error()
         tr.logging.disable_progress_bar()
@@ -112,7 +112,7 @@ def trainer_side(connection: Any, table: Table, side: str) -> None:
     import torch
     import transformers as tr
 
-    from bertpipe.downstream import training
+    from bertpipe.downstream.finetuning import training
     from bertpipe.model import encoders
 
     plain, settings = side == "run_glue", table.config.finetune
@@ -186,7 +186,7 @@ def bertpipe_side(connection: Any, table: Table, side: str) -> None:
     """Child process: fine-tuning as the stage does it; the gate stands around the loop's batches and evaluation."""
     import torch
 
-    from bertpipe.downstream import training
+    from bertpipe.downstream.finetuning import training
     from bertpipe.model import encoders
     from bertpipe.train import loop
     from bertpipe.train.place import Place

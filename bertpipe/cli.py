@@ -208,7 +208,7 @@ def _check_push(cfg: Config, stages: tuple[str, ...]) -> None:
 
     A stage that others follow may run where there is no network: it says so and goes on.
     """
-    from bertpipe.downstream import hub, push
+    from bertpipe.downstream.publishing import hub, push
 
     if not {"pretrain", "finetune", "publish"} & set(stages):
         return
@@ -223,7 +223,7 @@ def _check_push(cfg: Config, stages: tuple[str, ...]) -> None:
 
 
 def _push(pipeline: Pipeline) -> None:
-    from bertpipe.downstream import hub, push
+    from bertpipe.downstream.publishing import hub, push
 
     pauses = hub.waits(pipeline.cfg.runtime.hub_patience)
     for line in push.push(pipeline.cfg, pipeline.locate("publish"), pauses):
@@ -232,7 +232,7 @@ def _push(pipeline: Pipeline) -> None:
 
 def _close(pipeline: Pipeline) -> None:
     """What to look at after `bertpipe all`."""
-    from bertpipe.downstream.report import fill_mask_lines
+    from bertpipe.downstream.reporting.report import fill_mask_lines
 
     page = pipeline.locate("report") / "report.html"
     for line in fill_mask_lines(page.with_suffix(".json"))[:3]:

@@ -47,7 +47,7 @@ def _compare_arguments() -> Arguments:
 def _compare(argv: list[str]) -> int:
     given = ARGUMENTS["compare"]().parse_args(argv)
     quiet_libraries()
-    from bertpipe.downstream import compare
+    from bertpipe.downstream.reporting import compare
 
     first, second = given.first, given.second
     rows = compare.compare(first, second, given.resamples, given.seed)
@@ -82,7 +82,7 @@ def _embed(argv: list[str]) -> int:
     if not (given.out or given.sentence_transformers or given.score):
         arguments.error("nothing to do: give --input and --out, --sentence-transformers or --score")
     quiet_libraries()
-    from bertpipe.downstream import embed
+    from bertpipe.downstream.using import embed
     from bertpipe.train.place import Place
 
     place = Place(RuntimeConfig(device=given.device), given.precision)
@@ -111,7 +111,7 @@ def _attention_arguments() -> Arguments:
 def _attention(argv: list[str]) -> int:
     given = ARGUMENTS["attention"]().parse_args(argv)
     quiet_libraries()
-    from bertpipe.downstream import attention_page
+    from bertpipe.downstream.reporting import attention_page
 
     attended = attention_page.attend(given.model, given.text, given.second, given.max_length)
     print(attention_page.write(attended, given.out))

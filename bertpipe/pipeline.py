@@ -65,7 +65,8 @@ def _pretrain_raw(cfg: Config, cache: Path) -> dict[str, Any]:
 
 
 def _finetune_raw(cfg: Config, cache: Path) -> dict[str, Any]:
-    from bertpipe.downstream import grid, tasks
+    from bertpipe.downstream.finetuning import grid
+    from bertpipe.downstream.tasks import tasks
 
     settings, trained = cfg.finetune, grid.is_trained(cfg.finetune)
     names = tasks.chosen(named_tasks(settings), settings.data, settings.task)
@@ -110,14 +111,14 @@ STAGES = {
         ),
         Stage(
             "finetune",
-            "bertpipe.downstream.finetune",
+            "bertpipe.downstream.finetuning.finetune",
             lambda cfg: () if cfg.finetune.model else ("pretrain",),
             ("finetune",),
             _finetune_raw,
             checked=True,
         ),
-        Stage("report", "bertpipe.downstream.report", _everything_made, ("report",)),
-        Stage("publish", "bertpipe.downstream.publish", _published, ("publish",), checked=True, version=2),
+        Stage("report", "bertpipe.downstream.reporting.report", _everything_made, ("report",)),
+        Stage("publish", "bertpipe.downstream.publishing.publish", _published, ("publish",), checked=True, version=2),
     )
 }
 

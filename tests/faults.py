@@ -151,7 +151,7 @@ def terminate_finetune(rank: int) -> None:
     """SIGTERM to one process while the examples of a task are made."""
     if not _chosen(rank):
         return
-    from bertpipe.downstream import finetune
+    from bertpipe.downstream.finetuning import finetune
 
     inner = finetune.prepare
 

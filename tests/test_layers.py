@@ -32,12 +32,14 @@ ORDER = [
     ("completion",),
     ("cli",),
 ]
+# The same inside downstream/, by folder.
+DOWNSTREAM = ["tasks", "finetuning", "reporting", "publishing", "using"]
 RANK = {layer: rank for rank, layers in enumerate(ORDER) for layer in layers}
 
 # Never imported when a module loads: they take seconds, or only some users need them.
 HEAVY = {"datasets", "wandb", "evaluate", "sklearn", "plotly", "pyarrow", "tokenizers", "pandas", "scipy", "sentencex"}
 # A class that derives from evaluate.Metric needs evaluate to load; so this module counts as heavy itself.
-HEAVY_MODULE = "bertpipe.downstream.metrics"
+HEAVY_MODULE = "bertpipe.downstream.tasks.metrics"
 # Names that hold a section's fields: train.optim.Recipe is filled with `**cfg.optim.model_dump()`.
 ALIASES = {"recipe": "optim"}
 
@@ -89,6 +91,14 @@ def test_imports_point_one_way(path):
         theirs = layer_of(name)
         if theirs and theirs != mine:
             assert RANK[theirs] < RANK[mine], f"{dotted(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if "downstream" in path.parts], ids=dotted)
+def test_imports_in_downstream_point_one_way(path):
+    mine = path.relative_to(PACKAGE / "downstream").parts[0]
+    for name in imported(path):
+        if name.startswith("bertpipe.downstream."):
+            assert DOWNSTREAM.index(name.split(".")[2]) <= DOWNSTREAM.index(mine), f"{dotted(path)} imports {name}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertpipe.config import Config
-from bertpipe.downstream import training
+from bertpipe.downstream.finetuning import training
 from tests.runs import bertpipe, losses, only, prepare, sentence
 
 STAGES = ("corpus", "tokenizer", "shards", "pretrain", "finetune", "report", "publish")

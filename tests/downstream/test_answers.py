@@ -16,12 +16,14 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfi
 
 from bertpipe.cli import main
 from bertpipe.config import Config
-from bertpipe.downstream import compare, runs, tasks, training
-from bertpipe.downstream.kind import Outputs
-from bertpipe.downstream.kinds import KINDS
-from bertpipe.downstream.kinds.answers import Gold
-from bertpipe.downstream.squad_metric import normalize
-from bertpipe.downstream.understanding import understand
+from bertpipe.downstream.finetuning import training
+from bertpipe.downstream.reporting import compare, runs
+from bertpipe.downstream.reporting.understanding import understand
+from bertpipe.downstream.tasks import tasks
+from bertpipe.downstream.tasks.kind import Outputs
+from bertpipe.downstream.tasks.kinds import KINDS
+from bertpipe.downstream.tasks.kinds.answers import Gold
+from bertpipe.downstream.tasks.squad_metric import normalize
 from bertpipe.errors import ConfigError, DataError
 from tests.downstream.conftest import TEXT, write_tokenizer
 from tests.launch import launch

@@ -15,7 +15,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from bertpipe.cli import main
-from bertpipe.downstream import attention_page
+from bertpipe.downstream.reporting import attention_page
 from bertpipe.errors import ConfigError
 from tests.browser import PHONE, chromium, opened
 from tests.downstream.conftest import TEXT, write_tokenizer

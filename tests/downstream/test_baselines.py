@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bertpipe.downstream.baselines import BASELINES, majority, tags_of_words, tfidf
-from bertpipe.downstream.kind import Split
+from bertpipe.downstream.finetuning.baselines import BASELINES, majority, tags_of_words, tfidf
+from bertpipe.downstream.tasks.kind import Split
 
 
 def split(texts, labels, names=("bad", "good")):

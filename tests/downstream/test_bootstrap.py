@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from bertpipe.downstream import bootstrap
-from bertpipe.downstream.metrics import METRICS, compute
+from bertpipe.downstream.tasks import bootstrap
+from bertpipe.downstream.tasks.metrics import METRICS, compute
 
 CODES = st.integers(0, 3)
 NUMBERS = st.one_of(st.floats(-5, 5, width=16), st.integers(0, 2).map(float))  # equals too

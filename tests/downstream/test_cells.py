@@ -9,8 +9,8 @@ import pytest
 
 from bertpipe import artifact
 from bertpipe.config import RuntimeConfig
-from bertpipe.downstream import cells, grid
-from bertpipe.downstream.cells import take
+from bertpipe.downstream.finetuning import cells, grid
+from bertpipe.downstream.finetuning.cells import take
 from bertpipe.errors import ArtifactError
 from bertpipe.train.place import Place
 from tests.crashes import KILLED, count_changes, in_child, killed_at
@@ -158,7 +158,7 @@ def test_files_are_shared_where_the_disk_can_and_copied_where_not(made, tmp_path
 
 def cell_of(trial: Path, root: Path, seed: int) -> cells.Cell:
     """The cell of a run, as the stage names it."""
-    from bertpipe.downstream import tasks
+    from bertpipe.downstream.tasks import tasks
 
     settings = config(trial, root).finetune
     data = tasks.identify(["sst2"], settings.data)["sst2"]

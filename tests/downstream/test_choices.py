@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForMultipleChoice, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from bertpipe.config import FinetuneConfig, TaskConfig
-from bertpipe.downstream import tasks
-from bertpipe.downstream.baselines import majority, tfidf_of_choices
-from bertpipe.downstream.kind import Outputs
-from bertpipe.downstream.kinds import KINDS
+from bertpipe.downstream.finetuning.baselines import majority, tfidf_of_choices
+from bertpipe.downstream.tasks import tasks
+from bertpipe.downstream.tasks.kind import Outputs
+from bertpipe.downstream.tasks.kinds import KINDS
 from tests.downstream.conftest import write_tokenizer
 from tests.downstream.test_tasks import failure, write
 from tests.launch import launch

@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from bertpipe.cli import main
-from bertpipe.downstream import compare, metrics
+from bertpipe.downstream.reporting import compare
+from bertpipe.downstream.tasks import metrics
 from bertpipe.errors import ArtifactError, DataError
 from tests.downstream.test_understanding import classified, rated, write_run
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertpipe.config import TaskConfig
-from bertpipe.downstream import own_task, tasks
-from bertpipe.downstream.conll_files import columns, written
+from bertpipe.downstream.tasks import own_task, tasks
+from bertpipe.downstream.tasks.conll_files import columns, written
 from bertpipe.errors import DataError
 
 PATH = Path("train.conll")

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertpipe.data.docstrings import STDLIB, SourceFile
-from bertpipe.downstream import docs_task
-from bertpipe.downstream.baselines import BASELINES
-from bertpipe.downstream.docs_task import Package, Paragraph, build, prose
-from bertpipe.downstream.tasks import load
+from bertpipe.downstream.finetuning.baselines import BASELINES
+from bertpipe.downstream.tasks import docs_task
+from bertpipe.downstream.tasks.docs_task import Package, Paragraph, build, prose
+from bertpipe.downstream.tasks.tasks import load
 from bertpipe.errors import DataError
 
 WORDS = [
@@ -133,7 +133,7 @@ def test_every_process_makes_the_same_task(tmp_path):
 import random, sys
 from pathlib import Path
 from bertpipe.data.docstrings import SourceFile
-from bertpipe.downstream import docs_task
+from bertpipe.downstream.tasks import docs_task
 root = Path(sys.argv[1])
 files = [SourceFile(p.parent.name, f"{p.parent.name}/{p.name}", p, p.stat().st_size) for p in root.rglob("*.py")]
 random.shuffle(files)

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, 
 
 from bertpipe.cli import main
 from bertpipe.config import RuntimeConfig
-from bertpipe.downstream import embed, sentence_folder
+from bertpipe.downstream.using import embed, sentence_folder
 from bertpipe.errors import ConfigError
 from bertpipe.train.place import Place
 from tests.downstream.conftest import TEXT, write_tokenizer

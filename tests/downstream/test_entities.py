@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from bertpipe.downstream.entities import count, entities, is_tag, num_unbegun, rates
-from bertpipe.downstream.metrics import compute
+from bertpipe.downstream.tasks.entities import count, entities, is_tag, num_unbegun, rates
+from bertpipe.downstream.tasks.metrics import compute
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from bertpipe.config import Config, RuntimeConfig
-from bertpipe.downstream import training
+from bertpipe.downstream.finetuning import training
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders, kernels
 from bertpipe.model.labelled import SequenceLabel

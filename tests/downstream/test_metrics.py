@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertpipe.downstream.metrics import METRICS, compute
+from bertpipe.downstream.tasks.metrics import METRICS, compute
 from bertpipe.errors import DataError
 
 # 12 examples: 5 true positives, 2 false positives, 1 false negative, 4 true negatives.
@@ -127,7 +127,7 @@ def test_nothing_is_left_on_the_disk_and_no_random_state_is_moved(tmp_path):
     temporary.mkdir()
     code = """
 import numpy as np, torch
-from bertpipe.downstream.metrics import METRICS, compute
+from bertpipe.downstream.tasks.metrics import METRICS, compute
 np.random.seed(3); torch.manual_seed(3)
 before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 for metric in METRICS:

@@ -11,8 +11,8 @@ import torch
 from sklearn.metrics import f1_score, matthews_corrcoef
 from transformers import BertConfig, BertForMaskedLM
 
-from bertpipe.downstream import task_sources, tasks
-from bertpipe.downstream.metrics import compute
+from bertpipe.downstream.tasks import task_sources, tasks
+from bertpipe.downstream.tasks.metrics import compute
 from tests.downstream.conftest import TEXT, write_tokenizer
 from tests.downstream.test_tasks import failure, write
 from tests.launch import launch

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from bertpipe.downstream.baselines import majority
-from bertpipe.downstream.kind import Encoded, Outputs, Split
-from bertpipe.downstream.kinds import KINDS
-from bertpipe.downstream.metrics import compute
+from bertpipe.downstream.finetuning.baselines import majority
+from bertpipe.downstream.tasks.kind import Encoded, Outputs, Split
+from bertpipe.downstream.tasks.kinds import KINDS
+from bertpipe.downstream.tasks.metrics import compute
 
 NAMES = ("a", "b", "c")
 KIND = KINDS["multi_label"]

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForMaskedLM, pipeline
 
 from bertpipe.cli import main
 from bertpipe.config import Config, FinetuneConfig, TaskConfig
-from bertpipe.downstream import start_checks, training
+from bertpipe.downstream.finetuning import start_checks, training
 from bertpipe.errors import ConfigError
 from bertpipe.model import kernels
 from tests.downstream.conftest import TEXT, write_tokenizer

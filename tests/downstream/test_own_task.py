@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from bertpipe.config import Config, FinetuneConfig, TaskConfig, named_tasks
 from bertpipe.config_files import read_config
-from bertpipe.downstream import cells, grid, own_task, tasks
-from bertpipe.downstream.kinds import KINDS
+from bertpipe.downstream.finetuning import cells, grid
+from bertpipe.downstream.tasks import own_task, tasks
+from bertpipe.downstream.tasks.kinds import KINDS
 from bertpipe.errors import ConfigError, DataError
 
 TOPICS = [{"title": f"title {i}", "body": f"body {i // 2}", "topic": "sport" if i % 3 else "music"} for i in range(40)]

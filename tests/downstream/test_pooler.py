@@ -21,7 +21,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from bertpipe.downstream import training
+from bertpipe.downstream.finetuning import training
 from bertpipe.model import encoders, kernels
 from tests.downstream.conftest import write_tokenizer
 from tests.downstream.tuning import config, scores, tune, write_task

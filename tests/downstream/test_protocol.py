@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertpipe import artifact
-from bertpipe.downstream import cells, grid, published, summary, table, training
-from bertpipe.downstream.kind import Outputs
-from bertpipe.downstream.tasks import TASKS
+from bertpipe.downstream.finetuning import cells, grid, published, summary, table, training
+from bertpipe.downstream.tasks.kind import Outputs
+from bertpipe.downstream.tasks.tasks import TASKS
 from bertpipe.errors import ArtifactError, ConfigError
 from bertpipe.pipeline import Pipeline
 from tests.downstream.tuning import config, contents, scores, tune

@@ -17,8 +17,8 @@ from transformers import BertConfig, BertForMultipleChoice, BertForQuestionAnswe
 
 from bertpipe import artifact
 from bertpipe.config import Config
-from bertpipe.downstream import card, card_scores, publish
-from bertpipe.downstream.facts import gather
+from bertpipe.downstream.publishing import card, card_scores, publish
+from bertpipe.downstream.reporting.facts import gather
 from bertpipe.errors import ArtifactError, ConfigError
 
 STOCK = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from bertpipe import artifact
 from bertpipe.config import Config
-from bertpipe.downstream import hub, push
+from bertpipe.downstream.publishing import hub, push
 from bertpipe.errors import ArtifactError, BertpipeError, ConfigError, HubError, NoHubError
 from tests.hub import DROP, LOSE, OWNER, SIGNATURE, TOKEN, Fault, Hub, contents, serve
 

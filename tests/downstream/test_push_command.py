@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from bertpipe import artifact
 from bertpipe.cli import main
 from bertpipe.config import Config
-from bertpipe.downstream import publish, push
+from bertpipe.downstream.publishing import publish, push
 from tests.hub import OWNER, TOKEN, Fault, Hub, contents, serve
 from tests.runs import bertpipe, only, prepare
 

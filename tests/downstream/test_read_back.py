@@ -11,8 +11,8 @@ import pytest
 
 from bertpipe.cli import main
 from bertpipe.config import Config
-from bertpipe.downstream import compare, report, runs
-from bertpipe.downstream.kinds import KINDS
+from bertpipe.downstream.reporting import compare, report, runs
+from bertpipe.downstream.tasks.kinds import KINDS
 from tests.downstream.conftest import TEXT
 from tests.downstream.test_answers import article, official, question
 from tests.downstream.test_choices import scenes

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from bertpipe.config import Config
-from bertpipe.downstream import published, report
-from bertpipe.downstream.facts import MAX_POINTS, columns
-from bertpipe.downstream.figures import make_figures, smooth
+from bertpipe.downstream.finetuning import published
+from bertpipe.downstream.reporting import report
+from bertpipe.downstream.reporting.facts import MAX_POINTS, columns
+from bertpipe.downstream.reporting.figures import make_figures, smooth
 from bertpipe.errors import ArtifactError, ConfigError
 from tests.browser import chromium, opened
 from tests.downstream.test_understanding import classified, rated, write_run

@@ -10,9 +10,9 @@ from transformers import BertTokenizer, ByT5Tokenizer, RobertaTokenizer
 
 from bertpipe.config import Config
 from bertpipe.data.batches import Examples
-from bertpipe.downstream import spans
-from bertpipe.downstream.kind import Outputs
-from bertpipe.downstream.spans import decode, make_windows, place_labels, tokens_of
+from bertpipe.downstream.tasks import spans
+from bertpipe.downstream.tasks.kind import Outputs
+from bertpipe.downstream.tasks.spans import decode, make_windows, place_labels, tokens_of
 from bertpipe.errors import ConfigError, DataError
 
 LETTERS = "abcdefg"

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertpipe.downstream import squad_metric
-from bertpipe.downstream.squad_metric import best, exact, f1, f1_or_none, normalize, squad, squad_v2
+from bertpipe.downstream.tasks import squad_metric
+from bertpipe.downstream.tasks.squad_metric import best, exact, f1, f1_or_none, normalize, squad, squad_v2
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bertpipe.downstream import submission
-from bertpipe.downstream.tasks import TASKS
+from bertpipe.downstream.finetuning import submission
+from bertpipe.downstream.tasks.tasks import TASKS
 from tests.downstream.tuning import scores, tune
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertpipe.config import TaskConfig
-from bertpipe.downstream.tables import form_of, read_file
+from bertpipe.downstream.tasks.tables import form_of, read_file
 from bertpipe.errors import DataError
 
 WANTED = ("text", "label", "idx")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bertpipe.downstream import metrics, tasks
+from bertpipe.downstream.tasks import metrics, tasks
 from bertpipe.errors import ConfigError, DataError
 
 SST2 = {"sentence": ["a fine film", "", "dull ."], "label": [1, 0, 0], "idx": [7, 8, 9]}

@@ -19,11 +19,14 @@ from hypothesis import strategies as st
 from bertpipe import cli
 from bertpipe.config import Config
 from bertpipe.data.batches import Examples, ExampleSlots
-from bertpipe.downstream import card, compare, tasks, training, understanding
-from bertpipe.downstream.encode import encode_words
-from bertpipe.downstream.kind import Outputs, Split
-from bertpipe.downstream.kinds import KINDS
-from bertpipe.downstream.task_sources import WHOLE, FolderOrHub
+from bertpipe.downstream.finetuning import training
+from bertpipe.downstream.publishing import card
+from bertpipe.downstream.reporting import compare, understanding
+from bertpipe.downstream.tasks import tasks
+from bertpipe.downstream.tasks.encode import encode_words
+from bertpipe.downstream.tasks.kind import Outputs, Split
+from bertpipe.downstream.tasks.kinds import KINDS
+from bertpipe.downstream.tasks.task_sources import WHOLE, FolderOrHub
 from bertpipe.errors import ConfigError, DataError
 from bertpipe.model.labelled import TokenLabel
 from tests.downstream.conftest import TEXT, write_tokenizer
@@ -306,7 +309,7 @@ def test_byte_level_tokenizers_see_the_space_before_a_word(tmp_path):
 
 
 def test_every_word_is_tokenized_once(tokenizer, monkeypatch):
-    monkeypatch.setattr("bertpipe.downstream.encode.CHUNK", 2)
+    monkeypatch.setattr("bertpipe.downstream.tasks.encode.CHUNK", 2)
     pieces = encode_words(["the", "array", "the", "zebra", "value"], tokenizer)
     assert list(pieces) == ["the", "array", "zebra", "value"]
     assert all(ids.tolist() == tokenizer(word, add_special_tokens=False)["input_ids"] for word, ids in pieces.items())

@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from bertpipe.downstream import runs, tasks, understanding
-from bertpipe.downstream.kind import Split, Task
-from bertpipe.downstream.kinds import KINDS
-from bertpipe.downstream.kinds.answers import Gold
-from bertpipe.downstream.metrics import compute
-from bertpipe.downstream.spans import Answer
-from bertpipe.downstream.task_figures import task_figures
+from bertpipe.downstream.reporting import runs, understanding
+from bertpipe.downstream.reporting.task_figures import task_figures
+from bertpipe.downstream.tasks import tasks
+from bertpipe.downstream.tasks.kind import Split, Task
+from bertpipe.downstream.tasks.kinds import KINDS
+from bertpipe.downstream.tasks.kinds.answers import Gold
+from bertpipe.downstream.tasks.metrics import compute
+from bertpipe.downstream.tasks.spans import Answer
 
 WORDS = ["the", "value", "of", "a", "function", "is", "returned", "to", "its", "caller", "as", "one", "new", "array"]
 

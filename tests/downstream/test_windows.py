@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertpipe.downstream import windows
+from bertpipe.downstream.tasks import windows
 from bertpipe.errors import ConfigError
 
 

@@ -17,7 +17,10 @@ from bertpipe.config import Config
 from bertpipe.data import tokenizer
 from bertpipe.data.corpus import read_documents
 from bertpipe.data.shards import TokenShards
-from bertpipe.downstream import facts, publish, report, tasks, training
+from bertpipe.downstream.finetuning import training
+from bertpipe.downstream.publishing import publish
+from bertpipe.downstream.reporting import facts, report
+from bertpipe.downstream.tasks import tasks
 from bertpipe.errors import BertpipeError
 from bertpipe.model import encoders
 from bertpipe.train import pretrain

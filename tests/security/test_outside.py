@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, Bert
 
 from bertpipe.config import Config
 from bertpipe.data import tokenizer
-from bertpipe.downstream import training
+from bertpipe.downstream.finetuning import training
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders
 from bertpipe.train import estimate, pretrain

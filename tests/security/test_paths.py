@@ -10,7 +10,8 @@ from bertpipe import artifact
 from bertpipe.cli import main
 from bertpipe.config import Config
 from bertpipe.config_files import read_config, read_preset
-from bertpipe.downstream import publish, tasks
+from bertpipe.downstream.publishing import publish
+from bertpipe.downstream.tasks import tasks
 from bertpipe.errors import ArtifactError, BertpipeError, ConfigError
 
 NAMES = ["../outside.txt", "sub/../../outside.txt", "/etc/passwd", "./a.txt", "sub//a.txt", "", ".", "..", "a\0.txt"]

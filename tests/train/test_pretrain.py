@@ -17,7 +17,7 @@ from transformers import BertTokenizer
 from bertpipe import artifact
 from bertpipe.config import Config
 from bertpipe.data import phases
-from bertpipe.downstream import facts
+from bertpipe.downstream.reporting import facts
 from bertpipe.errors import ConfigError
 from bertpipe.pipeline import STAGES, Pipeline, settings_of
 from bertpipe.train import budget, pretrain

@@ -1,0 +1,1 @@
+"""Stage finetune: a checkpoint tried on tasks, each run kept, the scores of all of them."""

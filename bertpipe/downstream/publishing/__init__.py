@@ -1,0 +1,1 @@
+"""Stage publish: the folder for the Hub, and one commit of it."""
