@@ -36,6 +36,7 @@ import finetune_baseline as baseline
 import numpy as np
 import torch
 import transformers as tr
+from accelerate.state import AcceleratorState
 from common import RESULTS, machine, write_result
 
 from bertpipe.config import Config, FinetuneConfig, RuntimeConfig
@@ -275,6 +276,7 @@ def by_trainer(cfg: Config, job: training.Job, seed: int) -> dict[str, Any]:
         trainer.train()
         validation = job.encoded[task.validation].examples
         logits = trainer.predict(baseline.features(head, validation)).predictions
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one, and Trainer's is of another precision
     outputs = baseline.outputs(head, logits, validation, job.head.module)
     scores = job.score(task.validation, job.decide(task.validation, outputs))
     return {"score": scores[task.headline], "failed": training.failure(job, outputs, scores)}
