@@ -95,7 +95,8 @@ def pins() -> dict[str, str]:
 
 def requirements() -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    return [line for line in project["dependencies"] + extras if not line.startswith("bertpipe[")]
 
 
 @pytest.mark.parametrize("requirement", requirements())
