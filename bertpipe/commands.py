@@ -6,6 +6,7 @@ A command is a row of SUMMARIES, of OWN, and of ARGUMENTS unless it has none. Pa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 from typing import NoReturn
@@ -18,6 +19,8 @@ SUMMARIES = {
     "compare": "two finetune artifacts on the tasks they share, example by example: bertpipe compare A B",
     "embed": "turn texts into vectors, or into a folder for sentence-transformers: bertpipe embed --model FOLDER ...",
     "attention": "a page of whom each word attends to: bertpipe attention --model FOLDER 'a text'",
+    "demo": "a page on this machine to try a checkpoint, by its head: bertpipe demo --model FOLDER",
+    "export": "write a checkpoint as ONNX, checked against torch: bertpipe export --model FOLDER --out FOLDER",
     "verify": "re-hash an artifact folder against its manifest: bertpipe verify FOLDER",
 }
 
@@ -118,6 +121,46 @@ def _attention(argv: list[str]) -> int:
     return 0
 
 
+def _demo_arguments() -> Arguments:
+    arguments = Arguments("demo", "Needs the extra: pip install 'bertpipe[demo]'. Ctrl-C ends it.")
+    arguments.add_argument(
+        "--model", required=True, help="checkpoint folder or Hub id; its head says what the page does"
+    )
+    arguments.add_argument("--port", type=_natural, help="of 127.0.0.1 (the first free one from 7860 on)")
+    return arguments
+
+
+def _demo(argv: list[str]) -> int:
+    given = ARGUMENTS["demo"]().parse_args(argv)
+    quiet_libraries()
+    from bertpipe.downstream.using import demo_page, finished
+
+    model = finished.load(given.model)
+
+    def ready(address: str) -> None:
+        print(f"{model.name}, {model.task}: {address} (Ctrl-C ends it)", flush=True)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        demo_page.serve(model, given.port, ready)
+    return 0
+
+
+def _export_arguments() -> Arguments:
+    arguments = Arguments("export", "Needs the extra: pip install 'bertpipe[onnx]'. Any batch size and length will do.")
+    arguments.add_argument("--model", required=True, help="checkpoint folder or Hub id")
+    arguments.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="made by it; must not be there")
+    return arguments
+
+
+def _export(argv: list[str]) -> int:
+    given = ARGUMENTS["export"]().parse_args(argv)
+    quiet_libraries()
+    from bertpipe.downstream.using import finished, onnx_folder
+
+    print(onnx_folder.export(finished.load(given.model), given.out))
+    return 0
+
+
 def _natural(text: str) -> int:
     """A whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
@@ -147,5 +190,18 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-ARGUMENTS = {"compare": _compare_arguments, "embed": _embed_arguments, "attention": _attention_arguments}
-OWN = {"compare": _compare, "embed": _embed, "attention": _attention, "verify": _verify}
+ARGUMENTS = {
+    "compare": _compare_arguments,
+    "embed": _embed_arguments,
+    "attention": _attention_arguments,
+    "demo": _demo_arguments,
+    "export": _export_arguments,
+}
+OWN = {
+    "compare": _compare,
+    "embed": _embed,
+    "attention": _attention,
+    "demo": _demo,
+    "export": _export,
+    "verify": _verify,
+}

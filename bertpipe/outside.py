@@ -39,8 +39,11 @@ INDEX = "model.safetensors.index.json"
 def check(name: str, setting: str, revision: str | None = None, weights: bool = True) -> None:
     """ConfigError, naming file and key, when the folder or Hub id `name` asks for more than stock classes.
 
-    What isn't there, or can't be fetched, is left to whoever loads it. `weights`: whether weights will be loaded.
+    A folder that isn't there is told of; what can't be fetched is left to whoever loads it. `weights`: whether weights
+    will be loaded.
     """
+    if name.startswith(("/", ".")) and not Path(name).is_dir():
+        raise ConfigError(f"{setting}: there is no folder {name}")
     path, config = _read(name, "config.json", setting, revision)
     for key, reason in (*_complaints(config), *_tokenizer_class(config)):
         raise ConfigError(f"{setting}: {path}: {key} {reason}; remove it from a copy of the folder if you trust it")

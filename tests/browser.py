@@ -39,8 +39,8 @@ def chromium() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def opened(browser: Any, path: Path, **settings: Any) -> Iterator[Opened]:
-    """A file in a tab of its own; `settings` are those of playwright's `new_context`."""
+def opened(browser: Any, page: Path | str, **settings: Any) -> Iterator[Opened]:
+    """A file or an address in a tab of its own; `settings` are those of playwright's `new_context`."""
     context = browser.new_context(**{"viewport": DESKTOP} | settings)
     found = Opened(context.new_page())
     found.page.set_default_timeout(120_000)
@@ -48,6 +48,6 @@ def opened(browser: Any, path: Path, **settings: Any) -> Iterator[Opened]:
     found.page.on("pageerror", lambda error: found.said.append(str(error)))
     found.page.on("dialog", lambda dialog: (found.said.append(dialog.message), dialog.dismiss()))
     found.page.on("request", lambda request: found.asked.append(request.url))
-    found.page.goto(path.as_uri())
+    found.page.goto(page if isinstance(page, str) else page.as_uri())
     yield found
     context.close()

@@ -37,7 +37,20 @@ DOWNSTREAM = ["tasks", "finetuning", "reporting", "publishing", "using"]
 RANK = {layer: rank for rank, layers in enumerate(ORDER) for layer in layers}
 
 # Never imported when a module loads: they take seconds, or only some users need them.
-HEAVY = {"datasets", "wandb", "evaluate", "sklearn", "plotly", "pyarrow", "tokenizers", "pandas", "scipy", "sentencex"}
+HEAVY = {
+    "gradio",
+    "onnxruntime",
+    "datasets",
+    "wandb",
+    "evaluate",
+    "sklearn",
+    "plotly",
+    "pyarrow",
+    "tokenizers",
+    "pandas",
+    "scipy",
+    "sentencex",
+}
 # A class that derives from evaluate.Metric needs evaluate to load; so this module counts as heavy itself.
 HEAVY_MODULE = "bertpipe.downstream.tasks.metrics"
 # Names that hold a section's fields: train.optim.Recipe is filled with `**cfg.optim.model_dump()`.

@@ -226,8 +226,6 @@ def load_with_missing(auto_class: Any, name: str, setting: str, dropout: float |
     """
     from transformers import AutoConfig
 
-    if name.startswith(("/", ".")) and not Path(name).is_dir():
-        raise ConfigError(f"{setting}: there is no folder {name}")
     outside.check(name, setting)
     try:
         check_overrides(changes, AutoConfig.from_pretrained(name).model_type)

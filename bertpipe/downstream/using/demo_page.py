@@ -1,0 +1,265 @@
+"""`bertpipe demo`: a page on this machine where people try a checkpoint, in the form that its head asks for.
+
+Gradio shows it, bound to 127.0.0.1, without its analytics, its links to elsewhere and its fonts from elsewhere.
+`answer` gives what the page shows; the page adds nothing to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from bertpipe.config import FinetuneConfig
+from bertpipe.downstream.tasks import spans
+from bertpipe.downstream.tasks.kind import Outputs
+from bertpipe.downstream.using.finished import Finished
+from bertpipe.errors import ConfigError, DataError
+
+HOST = "127.0.0.1"
+FIRST_PORT = 7860  # gradio's
+PORTS = 100  # tried from there on
+TOP = 8  # likeliest tokens or classes shown
+
+
+def fill_mask(finished: Finished, text: str) -> tuple[dict[str, float], str]:
+    """The likeliest tokens in the place of the one mask, with their probabilities."""
+    mask = finished.tokenizer.mask_token
+    text = text.replace("[MASK]", mask)
+    encoding, note = _encode(finished, text)
+    (places,) = torch.nonzero(encoding["input_ids"][0] == finished.tokenizer.mask_token_id, as_tuple=True)
+    if len(places) != 1:
+        raise DataError(f"the text needs one {mask}, it has {len(places)}" + (f" ({note})" if note else ""))
+    best = _run(finished, encoding).logits[0, places[0]].softmax(-1).topk(min(TOP, len(finished.tokenizer)))
+    shown = finished.tokenizer.convert_ids_to_tokens(best.indices.tolist())
+    return dict(zip(shown, best.values.tolist(), strict=True)), note
+
+
+def classify(finished: Finished, text: str, second: str = "") -> tuple[dict[str, float] | float, str]:
+    """Of each class its probability, of several labels each its own; of a regression the number."""
+    config = finished.model.config
+    encoding, note = _encode(finished, text, second)
+    logits = _run(finished, encoding).logits[0]
+    if _is_regression(finished):
+        return float(logits[0]), note
+    several = config.problem_type == "multi_label_classification"
+    shares = logits.sigmoid() if several else logits.softmax(-1)
+    return {config.id2label[i]: share for i, share in enumerate(shares.tolist())}, note
+
+
+def _is_regression(finished: Finished) -> bool:
+    config = finished.model.config
+    return config.problem_type == "regression" or config.num_labels == 1
+
+
+def tag(finished: Finished, text: str) -> tuple[list[tuple[str, str | None]], str]:
+    """The text in pieces, each with its tag or None; a word has the tag of its first token, as in training."""
+    words = finished.tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    pieces = [text[begin:end] for _, (begin, end) in words]
+    encoding = finished.tokenizer(
+        [pieces], is_split_into_words=True, truncation=True, max_length=finished.max_length, return_tensors="pt"
+    )
+    labels = _run(finished, encoding).logits[0].argmax(-1).tolist()
+    tags: dict[int, str] = {}
+    for word, label in zip(encoding.word_ids(0), labels, strict=True):
+        if word is not None:
+            tags.setdefault(word, finished.model.config.id2label[label])
+    shown: list[tuple[str, str | None]] = []
+    ended = 0
+    for number, (_, (begin, end)) in enumerate(words):
+        shown.append((text[ended:begin], None))
+        kind = tags.get(number, "O")
+        shown.append((text[begin:end], None if kind == "O" else kind))
+        ended = end
+    cut = len(words) - len(tags)
+    return [pair for pair in _joined([*shown, (text[ended:], None)]) if pair[0]], f"{cut} words cut" if cut else ""
+
+
+def _joined(pieces: list[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+    """Neighbours of one entity as one piece under its type: B-x and the I-x behind it, or those without a tag."""
+    out: list[tuple[str, str | None]] = []
+    for number, (text, tag) in enumerate(pieces):
+        kind = tag.partition("-")[2] or tag if tag else None
+        behind = pieces[number + 1][1] if number + 1 < len(pieces) else None
+        if tag is None and not text.strip() and out and behind and out[-1][1] and behind == f"I-{out[-1][1]}":
+            out[-1] = (out[-1][0] + text, out[-1][1])
+        elif out and out[-1][1] == kind and (tag is None or tag.startswith("I-")):
+            out[-1] = (out[-1][0] + text, kind)
+        else:
+            out.append((text, kind))
+    return out
+
+
+def ask(finished: Finished, question: str, context: str) -> tuple[list[list[Any]], str]:
+    """The best answers out of the context, each with its score: windows and decoding are those of fine-tuning."""
+    settings = FinetuneConfig(max_length=min(finished.max_length, FinetuneConfig().max_length * 3))
+    windows = spans.make_windows([(question, context)], finished.tokenizer, settings)
+    logits = [
+        torch.stack([out.start_logits[0], out.end_logits[0]], -1).numpy()
+        for ids, types in zip(windows.input_ids, windows.token_type_ids, strict=True)
+        for out in [_run(finished, _tensors(finished, ids, types))]
+    ]
+    first = np.append(0, np.cumsum([len(rows) for rows in logits]))
+    (answer,) = spans.decode(windows, Outputs(np.concatenate(logits), first), [context])
+    rows = [[text, round(score, 2)] for text, score in ((answer.text, answer.score), *answer.others)]
+    rows.append(["no answer", round(answer.score + answer.odds, 2)])
+    return sorted(rows, key=lambda row: -row[1]), f"{len(logits)} windows" if len(logits) > 1 else ""
+
+
+def _tensors(finished: Finished, ids: np.ndarray, types: np.ndarray) -> dict[str, torch.Tensor]:
+    made = {"input_ids": torch.from_numpy(ids)[None], "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
+    if "token_type_ids" in finished.tokenizer.model_input_names:
+        made["token_type_ids"] = torch.from_numpy(types)[None]
+    return made
+
+
+def _encode(finished: Finished, *texts: str) -> tuple[Any, str]:
+    """Tokens [1, T] of a text or a pair, and a note where they had to be cut."""
+    given = [text for text in texts if text]
+    num = len(finished.tokenizer(*given, verbose=False)["input_ids"])
+    longest = finished.max_length
+    encoding = finished.tokenizer(
+        *given, truncation="longest_first", max_length=longest, return_tensors="pt", verbose=False
+    )
+    return encoding, f"{num} tokens, the model takes {longest}: the rest is cut" if num > longest else ""
+
+
+@torch.no_grad()
+def _run(finished: Finished, encoding: Any) -> Any:
+    return finished.model(**encoding)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What people fill in and what they see."""
+
+    fields: tuple[str, ...]
+    examples: tuple[str, ...]
+    answer: Callable[..., tuple[Any, str]]
+    needs: int
+    """Fields that mustn't be empty, the first ones."""
+
+
+PAGES = {
+    "fill-mask": Page(("Text with one {mask}",), ("The capital of France is {mask}.",), fill_mask, 1),
+    "text-classification": Page(("Text", "Second text (of a pair)"), ("", ""), classify, 1),
+    "token-classification": Page(("Text",), ("Ada Lovelace wrote to Charles Babbage in London.",), tag, 1),
+    "question-answering": Page(("Question", "Context"), ("", ""), ask, 2),
+}
+"""By what a checkpoint's head is for."""
+
+
+def answer(finished: Finished, *texts: str) -> tuple[Any, str]:
+    """What the page shows for these texts, and a note. DataError where one is missing."""
+    page = page_of(finished)
+    for name, text in list(zip(page.fields, texts, strict=True))[: page.needs]:
+        if not text.strip():
+            raise DataError(f"{name.partition(' ')[0].lower()} is empty")
+    return page.answer(finished, *texts)
+
+
+def page_of(finished: Finished) -> Page:
+    """ConfigError for a checkpoint with a head that has no page."""
+    if finished.task not in PAGES:
+        kind = type(finished.model).__name__
+        raise ConfigError(f"--model: {finished.name}: a {kind} has no page; there is one for {', '.join(PAGES)}")
+    return PAGES[finished.task]
+
+
+def serve(finished: Finished, port: int | None, ready: Callable[[str], None]) -> NoReturn:
+    """Show the page until Ctrl-C; `ready` is told its address."""
+    with running(finished, port) as address:
+        ready(address)
+        while True:
+            time.sleep(3_600)
+
+
+@contextlib.contextmanager
+def running(finished: Finished, port: int | None = None) -> Iterator[str]:
+    """The page's address, while it is shown. ConfigError for a port in use, or without gradio."""
+    page_of(finished)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio
+    except ImportError:
+        raise ConfigError("demo needs gradio: pip install 'bertpipe[demo]'") from None
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it has begun
+    port = _free_port(port)
+    blocks = _blocks(gradio, finished)
+    blocks.launch(
+        server_name=HOST,
+        server_port=port,
+        share=False,
+        inbrowser=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        footer_links=[],
+        theme=_theme(gradio),
+    )
+    try:
+        yield f"http://{HOST}:{port}"
+    finally:
+        blocks.close(verbose=False)
+
+
+def _free_port(port: int | None) -> int:
+    for number in [port] if port else range(FIRST_PORT, FIRST_PORT + PORTS):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, number))
+            except OSError:
+                continue
+            return number
+    taken = port or f"{FIRST_PORT} to {FIRST_PORT + PORTS - 1}"
+    raise ConfigError(f"--port: {taken} on {HOST} is in use; name another, or leave it out")
+
+
+def _theme(gradio: Any) -> Any:
+    """Gradio's own, in fonts that are there already."""
+    sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+    return gradio.themes.Default(primary_hue="teal", font=sans, font_mono=mono)
+
+
+def _blocks(gradio: Any, finished: Finished) -> Any:
+    page, mask = page_of(finished), finished.tokenizer.mask_token or "[MASK]"
+
+    def shown(*texts: str) -> Any:
+        try:
+            found, note = answer(finished, *texts)
+        except DataError as error:
+            raise gradio.Error(f"{error}", print_exception=False) from None
+        return found, note
+
+    with gradio.Blocks(title=f"{finished.task}: {finished.name}", analytics_enabled=False) as blocks:
+        gradio.Markdown(f"# {finished.task.replace('-', ' ').capitalize()}")
+        gradio.Textbox(finished.name, label="Model", interactive=False)
+        boxes = [
+            gradio.Textbox(example.format(mask=mask), label=label.format(mask=mask), lines=2 + 4 * (label == "Context"))
+            for label, example in zip(page.fields, page.examples, strict=True)
+        ]
+        button = gradio.Button("Run", variant="primary")
+        result, note = _result(gradio, finished), gradio.Markdown()
+        events = [button.click, *(box.submit for box in boxes)]
+        gradio.on(events, shown, boxes, [result, note], api_name="answer", show_progress="minimal")
+    return blocks
+
+
+def _result(gradio: Any, finished: Finished) -> Any:
+    """The part of the page that shows what `answer` gives."""
+    if finished.task == "token-classification":
+        return gradio.HighlightedText(label="Entities", show_legend=True, elem_id="result")
+    if finished.task == "question-answering":
+        headers, widths = ["Answer", "Score (logits)"], ["75%", "25%"]
+        return gradio.Dataframe(headers=headers, column_widths=widths, wrap=True, label="Answers", elem_id="result")
+    if finished.task == "text-classification" and _is_regression(finished):
+        return gradio.Number(label="Score", interactive=False, elem_id="result")
+    return gradio.Label(label="Probabilities", num_top_classes=TOP, elem_id="result")
