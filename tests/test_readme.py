@@ -17,6 +17,8 @@ ELSEWHERE = {
     " compare ": "tests/downstream/test_compare.py",
     " embed ": "tests/downstream/test_embed.py",
     " attention ": "tests/downstream/test_attention_page.py",
+    " demo ": "tests/downstream/test_demo_page.py",
+    " export ": "tests/downstream/test_export.py",
     " publish ": "tests/downstream/test_push_command.py",
     "accelerate-gpus.yaml": "tests/test_project.py",  # with two processes on the CPU; the line itself needs eight GPUs
 }

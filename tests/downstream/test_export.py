@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tests.downstream.conftest import TEXT
 from tests.downstream.heads import HEADS, write_head
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+ROOT = Path(__file__).parents[2]
 WORDS = TEXT.split()
 SAME_CLASS = ("multi-label", "regression")  # as text-classification
 FAMILIES = {
@@ -65,7 +67,7 @@ def slow_but(first: str, names: Iterable[str]) -> list:
     return [name if name == first else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("head", slow_but("fill-mask", [head for head in HEADS if head not in SAME_CLASS]))
+@pytest.mark.parametrize("head", slow_but("token-classification", [head for head in HEADS if head not in SAME_CLASS]))
 def test_the_graph_gives_what_the_stock_model_gives(tmp_path, head, capsys):
     source, folder = write_head(tmp_path / "model", head), tmp_path / "onnx"
     assert main(["export", "--model", str(source), "--out", str(folder)]) == 0
@@ -75,6 +77,21 @@ def test_the_graph_gives_what_the_stock_model_gives(tmp_path, head, capsys):
     model = getattr(tr, HEADS[head][0]).from_pretrained(source).eval()
     check(folder, model, tr.AutoTokenizer.from_pretrained(folder), choices=3 * (head == "multiple-choice"))
     assert json.loads((folder / "config.json").read_text())["architectures"] == [HEADS[head][0]]
+
+
+def test_the_lines_of_the_readme(tmp_path, monkeypatch):
+    """What they give is the stock model's answer."""
+    source = write_head(tmp_path / "model", "fill-mask")
+    onnx_folder.export(finished.load(str(source)), tmp_path / "my-onnx")
+    code = (ROOT / "README.md").read_text().partition("import onnxruntime")
+    lines = "".join(code[1:]).partition("```")[0].replace("the [MASK] of the city is old.", "the [MASK] value")
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(lines, found)
+    model, tokenizer = tr.BertForMaskedLM.from_pretrained(source).eval(), tr.AutoTokenizer.from_pretrained(source)
+    with torch.no_grad():
+        expected = model(**tokenizer("the [MASK] value", return_tensors="pt")).logits
+    np.testing.assert_allclose(found["logits"], expected.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("family", slow_but("", FAMILIES))
