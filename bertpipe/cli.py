@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from bertpipe import __version__, artifact
+from bertpipe import __version__, artifact, troubleshooting
 from bertpipe.commands import OWN, SUMMARIES, quiet_libraries
 from bertpipe.config import Config
 from bertpipe.config_files import parser, read_config
@@ -86,7 +86,8 @@ def _guarded(argv: list[str]) -> int:
             sys.stdout.flush()
         return code
     except BertpipeError as error:
-        print(f"bertpipe: {redact(str(error))}", file=sys.stderr)
+        more = troubleshooting.more_about(str(error))
+        print(f"bertpipe: {redact(str(error))}{f' (more: {more})' if more else ''}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

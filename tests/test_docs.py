@@ -250,3 +250,8 @@ def test_mistake_is_found_on_the_page(command, tmp_path, monkeypatch, capsys):
     found = [entry for entry in quoted() if re.search(".*".join(map(re.escape, entry.split("..."))), line)]
     assert [entry for entry in found if entry.startswith(MISTAKES[command])] == found, line
     assert bool(found) == bool(MISTAKES[command]), line
+    named = re.search(r"\(more: (.+)#([\w-]+)\)\n$", line)
+    assert bool(named) == bool(found), line
+    if named:
+        by_anchor = {title.lower().replace(" ", "-"): text for title, text in sections(Path(named[1]))}
+        assert all(f"**`{entry}`**" in by_anchor[named[2]] for entry in found), line
