@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers as tr
 
-from bertpipe.data.batches import Examples
+from bertpipe.data.batches import Examples, ExampleSlots
 from bertpipe.downstream.finetuning import training
 from bertpipe.downstream.tasks.kind import Outputs
 from bertpipe.model.labelled import Labelled
@@ -167,3 +168,10 @@ def arguments(recipe: Recipe, batch_size: int, folder: Path, **more: Any) -> tr.
         "disable_tqdm": True,
     }
     return tr.TrainingArguments(**(given | more))
+
+
+def orders(source: ExampleSlots, steps: range, slots: int) -> Iterator[list[int]]:
+    """The examples of each step in bertpipe's order."""
+    for step in steps:
+        ids = torch.cat([slot.example_ids for slot in source.slots(step, 0, slots)])
+        yield torch.unique_consecutive(ids).tolist()

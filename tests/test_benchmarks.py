@@ -154,7 +154,7 @@ def sentences(tmp_path_factory):
 
 
 def test_the_losses_of_every_head_are_those_of_trainer(tmp_path):
-    result, printed = run("finetune_parity.py", tmp_path, "losses --threads 1")
+    result, printed = run("finetune_losses.py", tmp_path, "--threads 1")
     assert {facts["head"] for facts in result["heads"].values()} == set(HEADS_OF)
     assert {"regression", "multi-label"} < set(result["heads"]), "the other losses of whole sequences"
     for name, facts in result["heads"].items():
@@ -166,12 +166,12 @@ def test_the_losses_of_every_head_are_those_of_trainer(tmp_path):
 
 @pytest.mark.slow
 def test_paired_seeds_are_compared_and_kept(sentences, tmp_path):
-    flags = f"scores {sentences} --tasks sst2 --epochs 2 --examples 64 --lr 1e-3 --precision fp32 --seeds "
-    result, _ = run("finetune_parity.py", tmp_path, flags + "2")
+    flags = f"{sentences} --tasks sst2 --epochs 2 --examples 64 --lr 1e-3 --precision fp32 --seeds "
+    result, _ = run("finetune_scores.py", tmp_path, flags + "2")
     first = result["runs"]["sst2"]
     assert first.keys() == {"1", "2"} and all(pair.keys() == {"bertpipe", "trainer"} for pair in first.values())
     assert all(run_["num_examples"] == 64 for pair in first.values() for run_ in pair.values())
-    result, printed = run("finetune_parity.py", tmp_path, flags + "3")
+    result, printed = run("finetune_scores.py", tmp_path, flags + "3")
     kept = result["runs"]["sst2"]
     assert kept.keys() == {"1", "2", "3"} and all(kept[seed] == first[seed] for seed in first), "none ran again"
     differences = [pair["bertpipe"]["score"] - pair["trainer"]["score"] for pair in kept.values()]
