@@ -1,12 +1,16 @@
 """Does fine-tuning here give the scores that transformers.Trainer gives? Tasks, with paired seeds.
 
     python benchmarks/finetune_scores.py --model FOLDER --data FOLDER
+    python benchmarks/finetune_scores.py --model FOLDER --data FOLDER --poolers     a checkpoint without a pooler
 
 Each seed is run on both sides with the same settings, precision, new head and order of examples; what differs is how a
 batch is computed and what dropout draws. The headline score on validation after the last epoch is compared: the mean of
 the paired differences, bertpipe's less Trainer's, and its 95 % interval (Student's t). One that leaves 0 out says that
 the sides differ. A run is kept as soon as it is done, so a call may be stopped, and given again with other --tasks or
 more --seeds: the newest results/finetune_scores-*.json of the same settings is gone on with.
+
+With --poolers both sides are bertpipe's: a pooler that starts as the identity against one that starts random
+(`finetune.pooler`), in results/finetune_poolers-*.json.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,7 @@ from bertpipe.downstream.tasks.kind import Task
 from bertpipe.train.place import Place
 
 TASKS = ("cola", "sst2", "mrpc", "stsb", "rte", "wnut17")
+Side = Callable[[Config, training.Job, int], dict[str, Any]]
 SHARE = {"sst2": 0.1}  # of the training examples, unless --examples says how many
 
 
@@ -100,16 +105,27 @@ def by_trainer(cfg: Config, job: training.Job, seed: int) -> dict[str, Any]:
     return {"score": scores[task.headline], "failed": training.failure(job, outputs, scores)}
 
 
-SIDES = {"bertpipe": by_bertpipe, "trainer": by_trainer}
+def by_pooler(start: str) -> Side:
+    """bertpipe with a pooler that starts so."""
+
+    def run(cfg: Config, job: training.Job, seed: int) -> dict[str, Any]:
+        settings = cfg.finetune.model_copy(update={"pooler": start})
+        return by_bertpipe(cfg.model_copy(update={"finetune": settings}), job, seed)
+
+    return run
+
+
+SIDES: dict[str, Side] = {"bertpipe": by_bertpipe, "trainer": by_trainer}
+POOLERS: dict[str, Side] = {start: by_pooler(start) for start in ("identity", "random")}
 
 
 class Kept:
     """The results file: all runs of some settings, written after each of them."""
 
-    def __init__(self, folder: Path | None, settings: dict[str, Any]):
-        self.folder, self.before = folder or RESULTS, machine()
+    def __init__(self, name: str, folder: Path | None, settings: dict[str, Any], sides: dict[str, Side]):
+        self.name, self.folder, self.sides, self.before = name, folder or RESULTS, sides, machine()
         self.facts: dict[str, Any] = {"settings": settings, "tasks": {}, "runs": {}}
-        for path in sorted(self.folder.glob("finetune_scores-*.json")):
+        for path in sorted(self.folder.glob(f"{name}-*.json")):
             known = json.loads(path.read_text())
             if known["settings"] == settings:
                 self.facts |= {name: known[name] for name in self.facts} | {"since": known.get("since", known["date"])}
@@ -122,19 +138,19 @@ class Kept:
         """Keep a result, and say what the task's differences are by now."""
         runs = self.facts["runs"].setdefault(task.name, {})
         runs.setdefault(str(seed), {})[side] = result
-        pairs = [run for run in runs.values() if run.keys() == SIDES.keys()]
+        pairs = [run for run in runs.values() if run.keys() == self.sides.keys()]
         if len(pairs) > 1:
             self.facts["tasks"][task.name] = {"metric": task.headline} | compare(pairs)
         with contextlib.redirect_stdout(None):
-            write_result("finetune_scores", self.before, self.facts, self.folder)
+            write_result(self.name, self.before, self.facts, self.folder)
 
 
 def compare(pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean difference of paired runs, bertpipe's less Trainer's, with its 95 % interval."""
+    """Mean difference of paired runs, the first side's less the second's, with its 95 % interval."""
     from scipy import stats
 
-    scores = {side: [run[side]["score"] for run in pairs] for side in SIDES}
-    differences = np.subtract(scores["bertpipe"], scores["trainer"])
+    scores = {side: [run[side]["score"] for run in pairs] for side in pairs[0]}
+    differences = np.subtract(*scores.values())
     half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(differences)
     low, high = differences.mean() - half, differences.mean() + half
     return {
@@ -144,7 +160,7 @@ def compare(pairs: list[dict[str, Any]]) -> dict[str, Any]:
         "width": float(high - low),
         "contains_0": bool(low <= 0 <= high),
         "medians": {side: statistics.median(values) for side, values in scores.items()},
-        "failed": {side: sum(run[side]["failed"] is not None for run in pairs) for side in SIDES},
+        "failed": {side: sum(run[side]["failed"] is not None for run in pairs) for side in scores},
     }
 
 
@@ -155,7 +171,8 @@ def run_scores(options: argparse.Namespace) -> bool:
         precision = Place(RuntimeConfig(device="cpu", threads=options.threads), "auto").precision
     recipe = {"epochs": options.epochs, "lr": options.lr, "batch_size": options.batch_size, "max_length": 128}
     described = {"model": _fingerprint(options.model), "examples": options.examples, "precision": precision, **recipe}
-    kept = Kept(options.out, described)
+    sides, name = (POOLERS, "finetune_poolers") if options.poolers else (SIDES, "finetune_scores")
+    kept = Kept(name, options.out, described, sides)
     runtime = RuntimeConfig(device="cpu", threads=options.threads, progress=False)
     jobs: dict[str, training.Job] = {}
     for seed in range(1, options.seeds + 1):
@@ -163,7 +180,7 @@ def run_scores(options: argparse.Namespace) -> bool:
             data = str(baseline.find_data(name, options.data))
             settings = FinetuneConfig(model=options.model, data=data, precision=precision, **recipe)
             cfg = Config(finetune=settings, runtime=runtime)
-            for side, run in SIDES.items():
+            for side, run in sides.items():
                 if kept.get(name, seed, side) is not None:
                     continue
                 job = jobs.setdefault(name, _prepare(name, settings, options.examples))
@@ -195,13 +212,14 @@ def _fingerprint(model: str) -> str:
 
 def summarise(facts: dict[str, Any]) -> str:
     """The table of the README."""
-    lines = ["| task | metric | pairs | bertpipe | Trainer | difference | 95 % interval |"]
+    sides = next(iter(facts["tasks"].values()), {"medians": SIDES})["medians"]
+    lines = [f"| task | metric | pairs | {' | '.join(sides)} | difference | 95 % interval |"]
     lines.append("|---|---|---:|---:|---:|---:|---|")
     for name, task in facts["tasks"].items():
         low, high = task["interval"]
-        medians = task["medians"]
+        medians = " | ".join(f"{task['medians'][side]:.3f}" for side in sides)
         lines.append(
-            f"| {name} | {task['metric']} | {task['pairs']} | {medians['bertpipe']:.3f} | {medians['trainer']:.3f} | "
+            f"| {name} | {task['metric']} | {task['pairs']} | {medians} | "
             f"{task['difference']:+.4f} | {low:+.4f} to {high:+.4f}{'' if task['contains_0'] else ', without 0'} |"
         )
     return "\n".join(lines)
@@ -214,6 +232,7 @@ def main() -> None:
     reader.add_argument(
         "--data", type=Path, nargs="+", default=[], help="folders that hold TASK/; default: those below BERTPIPE_DATA"
     )
+    reader.add_argument("--poolers", action="store_true", help="two starts of a pooler in place of Trainer")
     reader.add_argument("--tasks", nargs="+", default=TASKS)
     reader.add_argument("--seeds", type=int, default=10, help="1 .. SEEDS")
     reader.add_argument("--epochs", type=int, default=3)
