@@ -119,11 +119,14 @@ class TensorBoard:
         self.writer: Any = None
 
     def start(self, resumed: bool) -> None:
-        """Begin the run's one event file; a TensorBoard that is open drops what it has read of an older one."""
+        """Begin a file of the whole run; readers drop what an older one told them.
+
+        The last file before it stays: a TensorBoard that is open reads on from there, or never.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        for old in self.folder.glob("events.out.tfevents.*"):
+        for old in sorted(self.folder.glob("events.out.tfevents.*"))[:-1]:
             old.unlink()
         self.writer = SummaryWriter(str(self.folder), purge_step=0, flush_secs=10)
         settings = json.dumps(self.of.config, indent=1)
@@ -153,12 +156,13 @@ class Trackio:
         """Start the process."""
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-P", "-m", "bertpipe.train.trackio_process", self.of.project, self.of.name]
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=trackio_environment(self.folder),
+            env=trackio_environment(self.folder) | {"PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C is for the training; this ends when it is told to, or its input ends
         )
         self._send(self.of.config)

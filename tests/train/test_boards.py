@@ -79,7 +79,6 @@ def test_wandb_holds_the_record(resumed, expected):
 
 def test_tensorboard_holds_the_record(resumed, expected):
     folder = resumed.parent / "tensorboard" / resumed.name
-    assert len(list(folder.iterdir())) == 1
     points: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for step, figures in expected:
         for name, value in figures.items():
@@ -185,6 +184,25 @@ def test_trackio_that_cannot_write_says_why(tmp_path, monkeypatch, capsys):
     trackers.finish([made])
     err = capsys.readouterr().err
     assert "trackio: failed while" in err and "unable to open database file" in err and trackers.given_up == ["trackio"]
+
+
+def test_a_tensorboard_that_is_open_sees_a_resumed_run_once(tmp_path):
+    """Points that the new file takes back are gone from what was read before."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = boards.Run(tmp_path, "trial", "run-1", {})
+    opened = EventAccumulator(str(tmp_path / "tensorboard" / "run-1"))
+    for last, resumed in ((5, False), (3, True), (4, True)):
+        board = boards.TensorBoard(run)
+        board.start(resumed)
+        for step in range(1, last + 1):
+            board.log(step, {"train/loss": 1 / step})
+        board.finish()
+        assert [event.step for event in opened.Reload().Scalars("train/loss")] == list(range(1, last + 1))
+    assert tensorboard_scalars(tmp_path / "tensorboard" / "run-1") == {
+        "train/loss": [(step, float(np.float32(1 / step))) for step in (1, 2, 3, 4)]
+    }
+    assert len(list((tmp_path / "tensorboard" / "run-1").iterdir())) == 2
 
 
 def boards_settings(root: Path) -> boards.RuntimeConfig:
