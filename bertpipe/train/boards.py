@@ -56,7 +56,7 @@ class Wandb:
         self.of = run
         self.run: Any = None
 
-    def start(self, resumed: bool) -> None:
+    def start(self) -> None:
         """Start the run, or take up the one of this name again; without a key, say how to upload it later."""
         import wandb
 
@@ -80,14 +80,14 @@ class Wandb:
             dir=str(self.of.root),
             config=self.of.config,
             mode="online" if online else "offline",
-            resume="allow" if resumed and online else None,  # offline, each sitting writes a file that is whole
+            resume="allow" if online else None,  # offline, each sitting writes a file that is whole
             settings=settings,
         )
         if not online:
             print(f"wandb: no key, so offline; upload later with: wandb sync {Path(self.run.dir).parent}", flush=True)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
-        """Send one line, unless the server has had that step from an earlier sitting."""
+        """Send one line, unless the server has had that step before."""
         if step >= self.run.starting_step:
             self.run.log(figures, step=step)
 
@@ -118,7 +118,7 @@ class TensorBoard:
         self.of, self.folder = run, run.root / "tensorboard" / run.name
         self.writer: Any = None
 
-    def start(self, resumed: bool) -> None:
+    def start(self) -> None:
         """Begin a file of the whole run; readers drop what an older one told them.
 
         The last file before it stays: a TensorBoard that is open reads on from there, or never.
@@ -152,7 +152,7 @@ class Trackio:
     def __init__(self, run: Run):
         self.of, self.folder = run, run.root / "trackio"
 
-    def start(self, resumed: bool) -> None:
+    def start(self) -> None:
         """Start the process."""
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-P", "-m", "bertpipe.train.trackio_process", self.of.project, self.of.name]

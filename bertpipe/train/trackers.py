@@ -36,8 +36,8 @@ Figures = tuple[int, dict[str, float]]
 class Tracker(Protocol):
     """One run's record elsewhere. All calls come from one thread, in this order; `finish` also after a failed `log`."""
 
-    def start(self, resumed: bool) -> None:
-        """Open the record anew, what there is of this run is replaced; the lines of a `resumed` one follow again."""
+    def start(self) -> None:
+        """Open the record anew; all of a resumed run's lines follow again."""
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Add a line; steps never fall."""
@@ -60,8 +60,8 @@ class Background:
         self._thread: threading.Thread | None = None
         self._asked = self._again = self._recorded = self._refused = 0
 
-    def begin(self, past: Iterable[Figures] | None = None) -> None:
-        """Start the tracker and give it the record so far; None for a run that starts. Needed once, before `log`."""
+    def begin(self, past: Iterable[Figures] = ()) -> None:
+        """Start the tracker and give it the record so far. Needed once, before `log`."""
         assert self._thread is None, "begun twice"
         self._thread = threading.Thread(target=self._serve, args=(past,), name=f"tracker-{self.name}", daemon=True)
         self._thread.start()
@@ -100,10 +100,10 @@ class Background:
         if lost := asked - self._recorded:
             self._say(f"its record lacks {lost} of {asked} lines; metrics.jsonl and speed.jsonl have them")
 
-    def _serve(self, past: Iterable[Figures] | None) -> None:
+    def _serve(self, past: Iterable[Figures]) -> None:
         """The thread's whole life."""
-        started = self._try("starting", self._tracker.start, past is not None)
-        if started and past is not None:
+        started = self._try("starting", self._tracker.start)
+        if started:
             self._try("reading the record", self._repeat, past)
         while started and not self._failed and (line := self._waiting.get()) is not None:
             self._record(*line)

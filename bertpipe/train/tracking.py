@@ -73,7 +73,7 @@ class Record:
             file.truncate(positions.get(name, 0))
             file.seek(0, os.SEEK_END)
         for copy in self.copies:
-            copy.begin(self._past(positions) if any(positions.values()) else None)
+            copy.begin(self._past(positions))
 
     def _shows(self, name: str, line: dict[str, Any]) -> bool:
         """Whether trackers get a line: every `log_every`th step, what is odd, and every evaluation."""

@@ -16,7 +16,7 @@ import pytest
 from bertpipe.train import trackers
 from bertpipe.train.trackers import Background, finish
 from bertpipe.train.tracking import Record
-from tests.boards import wandb_history, wandb_rows
+from tests.boards import WandbServer, wandb_history, wandb_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,10 +27,9 @@ class Listed:
     def __init__(self, where: str = "", behave=lambda: None, step: int = 3):
         self.where, self.behave, self.step = where, behave, step
         self.lines: list[tuple[int, dict]] = []
-        self.closed = self.resumed = False
+        self.closed = False
 
-    def start(self, resumed: bool) -> None:
-        self.resumed = resumed
+    def start(self) -> None:
         if self.where == "start":
             self.behave()
 
@@ -105,7 +104,7 @@ def test_a_resumed_run_gives_its_record_anew(tmp_path, capsys):
         writing.rewind(positions)
         writing.write("metrics", {"step": 6, "loss": 0.25})
     train = {step: {"train/loss": 1 / step, "train/lr": 0.5} for step in (2, 3, 4)}
-    assert tracker.resumed and tracker.lines == [
+    assert tracker.lines == [
         (2, train[2]),
         (3, train[3] | {"train/skipped": 1}),
         (4, train[4]),
@@ -215,9 +214,11 @@ trackers.CLOSE_SECONDS = float(sys.argv[2])
 def run(argv):
     made = boards.Wandb(boards.Run(Path(sys.argv[1]), "trial", "run-1", {"optim": {"lr": 0.25}}))
     tracker = trackers.Background("wandb", made)
-    tracker.begin()
-    for step in range(1, 21):
-        tracker.log(step, {"train/loss": 1 / step, "eval/loss": 2.0})
+    first, last = map(int, sys.argv[3:]) if len(sys.argv) > 3 else (1, 20)
+    figures = lambda step: {"train/loss": 1 / step, "eval/loss": 2.0}
+    tracker.begin([(step, figures(step)) for step in range(1, first)])
+    for step in range(first, last + 1):
+        tracker.log(step, figures(step))
     trackers.finish([tracker])
     if trackers.given_up:
         atexit.register(threading.Event().wait)  # as a library's hook that waits for its server
@@ -229,12 +230,12 @@ sys.exit(cli.main([]))
 """
 
 
-def wandb_run(folder: Path, seconds: float, **more: str) -> subprocess.CompletedProcess[str]:
+def wandb_run(folder: Path, seconds: float, *steps: int, **more: str) -> subprocess.CompletedProcess[str]:
     """In a terminal, where a prompt would wait for an answer; what it prints there is `stderr`."""
     environment = os.environ | {"HOME": str(folder), "NETRC": str(folder / "netrc"), "PYTHONPATH": str(ROOT)}
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         environment.pop(name, None)
-    command = [sys.executable, "-c", RUN, str(folder), str(seconds)]
+    command = [sys.executable, "-c", RUN, str(folder), str(seconds), *map(str, steps)]
     ours, terminal = os.openpty()
     streams = {"stdin": terminal, "stdout": subprocess.PIPE, "stderr": terminal}
     done = subprocess.run(command, env=environment | more, **streams, text=True, timeout=60)
@@ -272,6 +273,23 @@ def test_a_server_that_never_answers_holds_up_nobody(tmp_path):
         done = wandb_run(tmp_path, 4, **where)
     assert "wandb: not closed in 4 s and given up" in done.stderr
     assert "its record lacks 20 of 20 lines" in done.stderr
+
+
+def test_a_server_gets_each_step_of_a_resumed_run_once(tmp_path):
+    """Killed after step 12 with a checkpoint of step 10; then deleted here, begun anew and stopped."""
+    runs: dict[str, list[str]] = {}
+    answering = type("_Answering", (WandbServer,), {"runs": runs})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), answering)
+    where = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": "a" * 40}
+    with contextlib.closing(server.socket):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for first, last, there in ((1, 12, 12), (11, 20, 20), (1, 5, 20)):
+            done = wandb_run(tmp_path, 20, first, last, **where)
+            assert "its record lacks" not in done.stderr and "a" * 40 not in done.stdout + done.stderr
+            rows = [json.loads(line) for line in runs["run-1"]]
+            assert [(row["_step"], row["train/loss"]) for row in rows] == [(n, 1 / n) for n in range(1, there + 1)]
+        server.shutdown()
+    assert list(runs) == ["run-1"]
 
 
 class _Refusing(http.server.BaseHTTPRequestHandler):

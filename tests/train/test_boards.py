@@ -192,9 +192,9 @@ def test_a_tensorboard_that_is_open_sees_a_resumed_run_once(tmp_path):
 
     run = boards.Run(tmp_path, "trial", "run-1", {})
     opened = EventAccumulator(str(tmp_path / "tensorboard" / "run-1"))
-    for last, resumed in ((5, False), (3, True), (4, True)):
+    for last in (5, 3, 4):
         board = boards.TensorBoard(run)
-        board.start(resumed)
+        board.start()
         for step in range(1, last + 1):
             board.log(step, {"train/loss": 1 / step})
         board.finish()
