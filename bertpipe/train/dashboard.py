@@ -6,6 +6,7 @@ On this machine alone (127.0.0.1), until Ctrl-C. trackio is taken where there ar
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import io
 import os
@@ -94,9 +95,9 @@ def _free(port: int | None, first: int) -> int:
                 probe.bind((HOST, number))
                 return int(probe.getsockname()[1])
             except OSError as error:
-                why = str(error.strerror).lower()
+                why = "is in use" if error.errno == errno.EADDRINUSE else f"can't be had ({error.strerror})"
     taken = f"{first} to {first + 99}" if port is None else port
-    raise ConfigError(f"--port: {taken} on {HOST}: {why}; name another, or leave it out")
+    raise ConfigError(f"--port: {taken} on {HOST} {why}; name another, or leave it out")
 
 
 def _trackio(root: Path, name: str | None, port: int) -> str:
@@ -113,11 +114,10 @@ def _tensorboard(root: Path, name: str | None, port: int) -> str:
     """The same."""
     from tensorboard import program
 
-    board = program.TensorBoard()
-    folder = root / "tensorboard" / (name or "")
-    board.configure(argv=["", "--logdir", str(folder), "--host", HOST, "--port", str(port), "--load_fast", "false"])
+    board, folder = program.TensorBoard(), str(root / "tensorboard")
+    board.configure(argv=["", "--logdir", folder, "--host", HOST, "--port", str(port), "--load_fast", "false"])
     board.launch()
-    return ""
+    return f"?{urlencode({'runFilter': name})}" if name else ""
 
 
 def _has_display() -> bool:
