@@ -21,6 +21,7 @@ SUMMARIES = {
     "attention": "a page of whom each word attends to: bertpipe attention --model FOLDER 'a text'",
     "demo": "a page on this machine to try a checkpoint, by its head: bertpipe demo --model FOLDER",
     "export": "write a checkpoint as ONNX, checked against torch: bertpipe export --model FOLDER --out FOLDER",
+    "dashboard": "open what trackio or TensorBoard recorded of runs, in the browser: bertpipe dashboard [FOLDER]",
     "verify": "re-hash an artifact folder against its manifest: bertpipe verify FOLDER",
 }
 
@@ -161,6 +162,32 @@ def _export(argv: list[str]) -> int:
     return 0
 
 
+def _dashboard_arguments() -> Arguments:
+    arguments = Arguments("dashboard", "Served on this machine alone (127.0.0.1), until Ctrl-C.")
+    add = arguments.add_argument
+    folder = "a run, or the folder that holds them (runs)"
+    add("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER", help=folder)
+    add("--with", choices=("trackio", "tensorboard"), help="which of them, where both recorded (trackio)")
+    add("--port", type=_port, help="of 127.0.0.1, 0 for any (the first free one from 7860 on, TensorBoard's from 6006)")
+    add("--no-open", action="store_true", help="open no browser; where there is no display none is opened")
+    return arguments
+
+
+def _dashboard(argv: list[str]) -> int:
+    given = vars(ARGUMENTS["dashboard"]().parse_args(argv))
+    from bertpipe.train import dashboard
+
+    dashboard.run(given["folder"], given["with"], given["port"], not given["no_open"])
+    return 0
+
+
+def _port(text: str) -> int:
+    """A number of a port, or 0."""
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535")
+    return int(text)
+
+
 def _natural(text: str) -> int:
     """A whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
@@ -196,6 +223,7 @@ ARGUMENTS = {
     "attention": _attention_arguments,
     "demo": _demo_arguments,
     "export": _export_arguments,
+    "dashboard": _dashboard_arguments,
 }
 OWN = {
     "compare": _compare,
@@ -203,5 +231,6 @@ OWN = {
     "attention": _attention,
     "demo": _demo,
     "export": _export,
+    "dashboard": _dashboard,
     "verify": _verify,
 }

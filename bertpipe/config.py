@@ -307,8 +307,11 @@ class RuntimeConfig(Section):
     """Newest checkpoints to keep, at least two."""
     progress: bool = True
     """Show progress bars."""
-    wandb: str | None = None
-    """Weights & Biases project that pretraining logs to (offline without a key); unset logs to files only."""
+    trackers: str | list[str] = Field(default_factory=list)
+    """Where pretraining's figures are shown beside its files: wandb (offline without a key), tensorboard, trackio; one
+    or several. `bertpipe dashboard` opens the last two."""
+    project: str = "bertpipe"
+    """Project of wandb and trackio that the run stands in."""
     require_fast_attention: bool = False
     """Stop before the first step where attention would run on a slow kernel (a GPU with attention dropout, fp32, or
     without FlashAttention; deberta and big_bird, which run padded); unset says so and goes on."""

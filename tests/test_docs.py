@@ -222,7 +222,7 @@ MISTAKES = {  # a command, and how the line begins that the page explains it by
     "pretrain --train.step 3": "...: unknown",
     "pretrain --train.steps": "... needs a value",
     "pretrain --config broken.yaml": "...: not valid YAML",
-    "pretrain --runtime.wandb hf_abcdefghijklmnopqrstuvwxyzabcdefgh": "...: holds a credential",
+    "pretrain --runtime.project hf_abcdefghijklmnopqrstuvwxyzabcdefgh": "...: holds a credential",
     "pretrain --corpus.sources one.txt --train.slot_tokens 64": "train.slot_tokens",
     "pretrain --corpus.sources one.txt --train.budget 1x": "",
     "shards --corpus.sources one.txt": "... needs ..., which is not there",

@@ -42,6 +42,8 @@ HEAVY = {
     "onnxruntime",
     "datasets",
     "wandb",
+    "tensorboard",
+    "trackio",
     "evaluate",
     "sklearn",
     "plotly",

@@ -294,7 +294,7 @@ def test_wandb_without_a_key_records_offline_and_says_how_to_upload(made, tmp_pa
     for before in ("corpus", "tokenizer", "shards"):
         artifact = only(folder / "runs", before)
         shutil.copytree(artifact, tmp_path / "runs" / artifact.name)
-    more = ["--runtime.root", str(tmp_path / "runs"), "--runtime.wandb", "trial", "--train.steps", "6"]
+    more = ["--runtime.root", str(tmp_path / "runs"), "--runtime.trackers", "wandb", "--train.steps", "6"]
     environment = {"WANDB_MODE": None, "WANDB_API_KEY": None, "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     done = bertpipe("pretrain", *arguments, *more, **environment)
     assert "wandb: no key, so offline; upload later with: wandb sync" in done.stdout

@@ -19,6 +19,8 @@ ELSEWHERE = {
     " attention ": "tests/downstream/test_attention_page.py",
     " demo ": "tests/downstream/test_demo_page.py",
     " export ": "tests/downstream/test_export.py",
+    " --runtime.trackers ": "tests/train/test_boards.py",
+    " dashboard ": "tests/train/test_boards.py",
     " publish ": "tests/downstream/test_push_command.py",
     "accelerate-gpus.yaml": "tests/test_project.py",  # with two processes on the CPU; the line itself needs eight GPUs
 }

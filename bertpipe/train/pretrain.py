@@ -28,14 +28,13 @@ from bertpipe.data.shards import TokenShards
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders, kernels
 from bertpipe.model.objectives import OBJECTIVES, Objective, Row, SentencePairs
-from bertpipe.train import budget, extend, flops, loop
+from bertpipe.train import boards, budget, extend, flops, loop
 from bertpipe.train.checkpoint import Checkpoints, identify, save_model
 from bertpipe.train.evaluation import Evaluation
 from bertpipe.train.optim import Optimizer, Recipe, check_names, check_schedule
 from bertpipe.train.place import Place, check_processes
 from bertpipe.train.profile import Trace
 from bertpipe.train.samples import Epochs, open_source
-from bertpipe.train.trackers import Background, Wandb
 from bertpipe.train.tracking import Record
 
 
@@ -176,6 +175,7 @@ def check(cfg: Config) -> None:
     else:  # the number of steps is yet to be found
         budget.seconds_of(cfg.train.budget)
     extend.check(cfg)
+    boards.check(cfg.runtime)
 
 
 def _begin(cfg: Config, inputs: dict[str, Path], out: Path, place: Place) -> int:
@@ -241,12 +241,8 @@ def open_record(cfg: Config, place: Place, out: Path) -> Record:
     """The run's record; trackers as asked for."""
     if not place.is_main:
         return Record(None)
-    tracker = None
-    if cfg.runtime.wandb:
-        name = out.name.removesuffix(artifact.PARTIAL)
-        wandb = Wandb(cfg.runtime.wandb, Path(cfg.runtime.root), cfg.model_dump(mode="json"), name)
-        tracker = Background("wandb", wandb)
-    return Record(out, cfg.runtime.log_every, tracker)
+    name = out.name.removesuffix(artifact.PARTIAL)
+    return Record(out, cfg.runtime.log_every, boards.open_all(cfg.runtime, name, cfg.model_dump(mode="json")))
 
 
 def _introduce(cfg: Config, place: Place, model: Any, order: Order | PhasedOrder, kernel: str) -> None:

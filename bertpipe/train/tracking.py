@@ -4,17 +4,18 @@
     speed.jsonl     what the machine determines: tokens/s, share of time waiting for data, memory, seconds, model
                     FLOPs/s, their share of a matrix product timed here (mfu) and of the card's datasheet
 
-Files are the record; trackers are copies, best effort (trackers.py).
+Files are the record; trackers are copies, best effort (trackers.py), under the names that `named` gives.
 """
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,27 +23,42 @@ from typing import Any
 import torch
 
 from bertpipe.data.batches import PackedBatch
+from bertpipe.train import trackers
 from bertpipe.train.flops import Meter
-from bertpipe.train.trackers import Background
+from bertpipe.train.trackers import Background, Figures
+
+
+def named(name: str, line: dict[str, Any]) -> Figures:
+    """A line of the file `name` as every tracker shows it: its step, its figures as train/..., eval/... and speed/...
+
+    Units are those of the files (docs/artifacts.md); a step that was skipped has train/skipped 1, not the reason.
+    """
+    figures = {}
+    for key, value in line.items():
+        group = "speed" if name == "speed" else "eval" if key.startswith("eval_") else "train"
+        if key != "step":
+            figures[f"{group}/{key.removeprefix('eval_')}"] = 1 if key == "skipped" else value
+    return line["step"], figures
 
 
 class Record:
     """The files of one run, written by its main process only; a no-op elsewhere (`folder` None)."""
 
-    def __init__(self, folder: Path | None, log_every: int = 10, tracker: Background | None = None):
-        self.folder, self.log_every, self.tracker = folder, log_every, tracker
+    def __init__(self, folder: Path | None, log_every: int = 10, copies: Sequence[Background] = ()):
+        self.folder, self.log_every, self.copies = folder, log_every, copies
         self.files = {}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self.files = {name: (folder / f"{name}.jsonl").open("a", 1, "utf-8") for name in ("metrics", "speed")}
 
     def write(self, name: str, line: dict[str, Any]) -> None:
-        """Append a line to `metrics` or `speed`; trackers get every `log_every`th step and every evaluation."""
+        """Append a line to `metrics` or `speed`; trackers get what `_shows` lets through."""
         if name not in self.files:
             return
         self.files[name].write(json.dumps(line) + "\n")
-        if self.tracker is not None and (name == "speed" or "loss" not in line or line["step"] % self.log_every == 0):
-            self.tracker.log(line)
+        if self._shows(name, line):
+            for copy in self.copies:
+                copy.log(*named(name, line))
 
     def positions(self) -> dict[str, int]:
         """Bytes written so far, after flushing them to the disk: where a checkpoint's record ends."""
@@ -52,10 +68,29 @@ class Record:
         return {name: file.tell() for name, file in self.files.items()}
 
     def rewind(self, positions: dict[str, int]) -> None:
-        """Cut the files back to `positions`, forgetting what came after a checkpoint."""
+        """Cut the files back to `positions`, forgetting what came after a checkpoint; from here on trackers listen."""
         for name, file in self.files.items():
             file.truncate(positions.get(name, 0))
             file.seek(0, os.SEEK_END)
+        for copy in self.copies:
+            copy.begin(self._past(positions))
+
+    def _shows(self, name: str, line: dict[str, Any]) -> bool:
+        """Whether trackers get a line: every `log_every`th step, what is odd, and every evaluation."""
+        return name == "speed" or "loss" not in line or "skipped" in line or line["step"] % self.log_every == 0
+
+    def _past(self, positions: dict[str, int]) -> Iterator[Figures]:
+        """The files' lines up to `positions`, as trackers get them; read as they are asked for, in another thread."""
+
+        def lines(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+            assert self.folder is not None
+            with (self.folder / f"{name}.jsonl").open("rb") as file:
+                while file.tell() < positions.get(name, 0):
+                    yield name, json.loads(file.readline())
+
+        for name, line in heapq.merge(*map(lines, self.files), key=lambda pair: pair[1]["step"]):
+            if self._shows(name, line):
+                yield named(name, line)
 
     def __enter__(self) -> Record:
         return self
@@ -66,8 +101,7 @@ class Record:
             for file in self.files.values():
                 file.close()
         finally:
-            if self.tracker is not None:
-                self.tracker.finish()
+            trackers.finish(self.copies)
 
 
 class Speed:

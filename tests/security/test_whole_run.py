@@ -18,6 +18,7 @@ import torch
 from bertpipe import artifact, cli
 from bertpipe.errors import ConfigError
 from bertpipe.redaction import HIDDEN, redact, refuse
+from bertpipe.train.boards import TRACKERS
 from tests.runs import bertpipe, only, prepare
 from tests.security.payloads import SUFFIXES, Touch, plant
 
@@ -64,7 +65,7 @@ def lived_in(surroundings, monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, surroundings) -> tuple[Path, list[str], str]:
-    """Every stage made, wandb on: the folder, the arguments, what was printed."""
+    """Every stage made, every tracker on: the folder, the arguments, what was printed."""
     folder = tmp_path_factory.mktemp("canary")
     config = prepare(folder, 80)
     for split in ("train", "validation"):
@@ -73,7 +74,7 @@ def made(tmp_path_factory, surroundings) -> tuple[Path, list[str], str]:
         pq.write_table(pa.table({"sentence": ["the cat sees", "a dog hears"] * 4, "label": [1, 0] * 4}), target)
     arguments = ["--config", str(config), "--finetune.tasks", "sst2", "--finetune.data", str(folder / "glue")]
     arguments += ["--finetune.seeds", "1", "--finetune.epochs", "1", "--train.steps", "6", "--runtime.workers", "1"]
-    done = bertpipe("all", *arguments, "--runtime.wandb", "trial", **surroundings)
+    done = bertpipe("all", *arguments, "--runtime.trackers", *TRACKERS, **surroundings)
     return folder, arguments, done.stdout + done.stderr
 
 
@@ -89,7 +90,8 @@ def test_no_credential_is_in_any_byte_written(made, surroundings):
     assert leaks(folder) == []
     assert not [secret for secret in SECRETS if secret in printed]
     written = {path.suffix for path in folder.rglob("*") if path.is_file()}
-    assert {".wandb", ".log", ".safetensors", ".html", ".md", ".jsonl", ".npy", ".parquet", ".yaml"} <= written
+    assert {".wandb", ".db", ".log", ".safetensors", ".html", ".md", ".jsonl", ".npy", ".parquet", ".yaml"} <= written
+    assert list(folder.glob("runs/tensorboard/*/events.out.tfevents.*"))
     home = Path(str(surroundings["HOME"]))
     assert {line.partition(": ")[0] for line in leaks(home)} == {
         str(home / ".netrc"),
@@ -120,7 +122,7 @@ def test_names_of_tokens_are_no_secrets(made):
     ("arguments", "said"),
     [
         (["plan", "--corpus.sources", f"https://{IN_URL}@host/x"], "corpus.sources: holds a credential ('https://***@h"),
-        (["plan", "--runtime.wandb", CANARIES["WANDB_API_KEY"]], "runtime.wandb: holds a credential ('***')"),
+        (["plan", "--runtime.project", CANARIES["WANDB_API_KEY"]], "runtime.project: holds a credential ('***')"),
         (["plan", "--report.title", f"by {CANARIES['MY_SERVICE_PASSWORD']}"], "report.title: holds a credential ('by "),
         (["plan", CANARIES["HF_TOKEN"]], "unexpected argument '***'"),
         (["plan", "--train.steps", CANARIES["AWS_SECRET_ACCESS_KEY"]], "train.steps: must be a whole number, got ***"),
@@ -154,7 +156,7 @@ if sys.argv[1] == "plan":
     cli._plan = crash
 else:
     from bertpipe.train import loop
-    loop.fit = crash
+    loop._backward = crash
 raise SystemExit(cli.main(sys.argv[1:]))
 """
 
@@ -180,7 +182,7 @@ def test_a_crash_in_training_writes_none_either(made, surroundings, tmp_path):
     folder, arguments, _ = made
     for stage in ("corpus", "tokenizer", "shards"):
         shutil.copytree(only(folder / "runs", stage), tmp_path / "runs" / only(folder / "runs", stage).name)
-    more = ["--runtime.root", str(tmp_path / "runs"), "--runtime.wandb", "trial"]
+    more = ["--runtime.root", str(tmp_path / "runs"), "--runtime.trackers", *TRACKERS]
     printed = crash(["pretrain", *arguments, *more], surroundings)
     assert not [secret for secret in SECRETS if secret in printed]
     assert leaks(tmp_path) == [] and list(tmp_path.rglob("*.wandb"))
