@@ -33,7 +33,7 @@ def run(folder: Path, wanted: str | None = None, port: int | None = None, browse
     """
     root, name = _find(folder)
     board = _choose(root, name, folder, wanted)
-    port = _free(port, PORTS[board])
+    port = free_port(port, PORTS[board])
     address = f"http://{HOST}:{port}/{BOARDS[board](root, name, port)}"
     print(f"{board} shows {folder} at {address} (Ctrl-C ends it)", flush=True)
     if browser and _has_display():
@@ -85,7 +85,7 @@ def _project(root: Path, name: str) -> str | None:
     return next((file.stem for file in files if any(run.name == name for run in trackio.Api().runs(file.stem))), None)
 
 
-def _free(port: int | None, first: int) -> int:
+def free_port(port: int | None, first: int) -> int:
     """The port, 0 for any, or the first free one from `first` on; ConfigError where something else listens on it."""
     why = ""
     for number in [port] if port is not None else range(first, first + 100):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,10 +22,9 @@ from bertpipe.downstream.tasks import spans
 from bertpipe.downstream.tasks.kind import Outputs
 from bertpipe.downstream.using.finished import Finished
 from bertpipe.errors import ConfigError, DataError
+from bertpipe.train.dashboard import HOST, free_port
 
-HOST = "127.0.0.1"
 FIRST_PORT = 7860  # gradio's
-PORTS = 100  # tried from there on
 TOP = 8  # likeliest tokens or classes shown
 
 
@@ -192,7 +190,7 @@ def running(finished: Finished, port: int | None = None) -> Iterator[str]:
     except ImportError:
         raise ConfigError("demo needs gradio: pip install 'bertpipe[demo]'") from None
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it has begun
-    port = _free_port(port)
+    port = free_port(port, FIRST_PORT)
     blocks = _blocks(gradio, finished)
     blocks.launch(
         server_name=HOST,
@@ -208,19 +206,6 @@ def running(finished: Finished, port: int | None = None) -> Iterator[str]:
         yield f"http://{HOST}:{port}"
     finally:
         blocks.close(verbose=False)
-
-
-def _free_port(port: int | None) -> int:
-    for number in [port] if port else range(FIRST_PORT, FIRST_PORT + PORTS):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, number))
-            except OSError:
-                continue
-            return number
-    taken = port or f"{FIRST_PORT} to {FIRST_PORT + PORTS - 1}"
-    raise ConfigError(f"--port: {taken} on {HOST} is in use; name another, or leave it out")
 
 
 def _theme(gradio: Any) -> Any:
