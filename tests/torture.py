@@ -10,6 +10,7 @@ load, and docs/results/reliability.md is written from that file; so parts may be
 import argparse
 import contextlib
 import datetime
+import hashlib
 import json
 import os
 import random
@@ -118,17 +119,26 @@ def speed(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def repeats(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """The short tier's reliability tests again and again: how many runs of it failed. Ctrl-C ends them early."""
+    """The short tier's reliability tests again and again: how many runs of it failed. Ctrl-C ends them early; the next
+    call with the same code goes on from there."""
     files = [f"tests/train/test_{name}.py" for name in SHORT_TIER]
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *files]
     command += ["-m", "not slow and not torture", "-p", "no:cacheprovider"]
-    environment, runs, failed = os.environ | {"OMP_NUM_THREADS": "1"}, 0, 0
+    environment, code = os.environ | {"OMP_NUM_THREADS": "1"}, _code()
+    before = options.before if options.before.get("code") == code else {}
+    runs, failed = before.get("runs", 0), before.get("failed", 0)
     with contextlib.suppress(KeyboardInterrupt):
         while runs < options.repeats:
             failed += subprocess.call(command, cwd=ROOT, env=environment) != 0
             runs += 1
             print(f"  run {runs} of {options.repeats}: {failed} failed so far", flush=True)
-    return {"runs": runs, "failed": failed}
+    return {"runs": runs, "failed": failed, "code": code}
+
+
+def _code() -> str:
+    """A hash of the package and its tests as they lie here."""
+    files = sorted([*(ROOT / "bertpipe").rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 PARTS = {"kills": kills, "signals": signals, "long_tests": long_tests, "speed": speed, "repeats": repeats}
