@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ import numpy as np
 import torch
 
 from bertpipe.config import FinetuneConfig
-from bertpipe.downstream.tasks import spans
-from bertpipe.downstream.tasks.kind import Outputs
+from bertpipe.data.batches import Examples
+from bertpipe.downstream.tasks.kind import Outputs, Split
+from bertpipe.downstream.tasks.kinds import KINDS
 from bertpipe.downstream.using.finished import Finished
 from bertpipe.errors import ConfigError, DataError
 from bertpipe.train.dashboard import HOST, free_port
 
 FIRST_PORT = 7860  # gradio's
+WINDOW = 384  # tokens, as published models for SQuAD were trained
+WORD = re.compile(r"\w+|[^\w\s]")
 TOP = 8  # likeliest tokens or classes shown
 
 
@@ -59,26 +63,23 @@ def _is_regression(finished: Finished) -> bool:
 
 
 def tag(finished: Finished, text: str) -> tuple[list[tuple[str, str | None]], str]:
-    """The text in pieces, each with its tag or None; a word has the tag of its first token, as in training."""
-    words = finished.tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
-    pieces = [text[begin:end] for _, (begin, end) in words]
-    encoding = finished.tokenizer(
-        [pieces], is_split_into_words=True, truncation=True, max_length=finished.max_length, return_tensors="pt"
-    )
-    labels = _run(finished, encoding).logits[0].argmax(-1).tolist()
-    tags: dict[int, str] = {}
-    for word, label in zip(encoding.word_ids(0), labels, strict=True):
-        if word is not None:
-            tags.setdefault(word, finished.model.config.id2label[label])
+    """The text in pieces, each with its kind of entity or None; tokens, windows and tags of words are those of
+    fine-tuning, and a word is a run of letters and digits or one other character."""
+    words = list(WORD.finditer(text))
+    names = tuple(finished.model.config.id2label[code] for code in range(finished.model.config.num_labels))
+    split = Split([tuple(word[0] for word in words)], None, [0], names)
+    kind, settings = KINDS["tokens"], _settings(finished)
+    encoded = kind.encode(split, finished.tokenizer, settings)
+    rows = [out.logits[0].numpy() for out in _run_all(finished, encoded.examples)]
+    chosen = [row[places] for row, places in zip(rows, encoded.examples.positions or [], strict=True)]
+    (codes,) = kind.decide(split, encoded, _outputs(chosen))
     shown: list[tuple[str, str | None]] = []
     ended = 0
-    for number, (_, (begin, end)) in enumerate(words):
-        shown.append((text[ended:begin], None))
-        kind = tags.get(number, "O")
-        shown.append((text[begin:end], None if kind == "O" else kind))
-        ended = end
-    cut = len(words) - len(tags)
-    return [pair for pair in _joined([*shown, (text[ended:], None)]) if pair[0]], f"{cut} words cut" if cut else ""
+    for word, code in zip(words, codes, strict=True):
+        shown += [(text[ended : word.start()], None), (word[0], None if names[code] == "O" else names[code])]
+        ended = word.end()
+    pieces = [piece for piece in _joined([*shown, (text[ended:], None)]) if piece[0]]
+    return pieces, _windows(rows)
 
 
 def _joined(pieces: list[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
@@ -98,25 +99,40 @@ def _joined(pieces: list[tuple[str, str | None]]) -> list[tuple[str, str | None]
 
 def ask(finished: Finished, question: str, context: str) -> tuple[list[list[Any]], str]:
     """The best answers out of the context, each with its score: windows and decoding are those of fine-tuning."""
-    settings = FinetuneConfig(max_length=min(finished.max_length, FinetuneConfig().max_length * 3))
-    windows = spans.make_windows([(question, context)], finished.tokenizer, settings)
-    logits = [
+    split: Split = Split([(question, context)], None, [0], None)
+    kind = KINDS["answers"]
+    encoded = kind.encode(split, finished.tokenizer, _settings(finished))
+    rows = [
         torch.stack([out.start_logits[0], out.end_logits[0]], -1).numpy()
-        for ids, types in zip(windows.input_ids, windows.token_type_ids, strict=True)
-        for out in [_run(finished, _tensors(finished, ids, types))]
+        for out in _run_all(finished, encoded.examples)
     ]
-    first = np.append(0, np.cumsum([len(rows) for rows in logits]))
-    (answer,) = spans.decode(windows, Outputs(np.concatenate(logits), first), [context])
-    rows = [[text, round(score, 2)] for text, score in ((answer.text, answer.score), *answer.others)]
-    rows.append(["no answer", round(answer.score + answer.odds, 2)])
-    return sorted(rows, key=lambda row: -row[1]), f"{len(logits)} windows" if len(logits) > 1 else ""
+    (answer,) = kind.decide(split, encoded, _outputs(rows))
+    found = [[text, round(score, 2)] for text, score in ((answer.text, answer.score), *answer.others)]
+    found.append(["no answer", round(answer.score + answer.odds, 2)])
+    return sorted(found, key=lambda row: -row[1]), _windows(rows)
 
 
-def _tensors(finished: Finished, ids: np.ndarray, types: np.ndarray) -> dict[str, torch.Tensor]:
-    made = {"input_ids": torch.from_numpy(ids)[None], "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
-    if "token_type_ids" in finished.tokenizer.model_input_names:
-        made["token_type_ids"] = torch.from_numpy(types)[None]
-    return made
+def _settings(finished: Finished) -> FinetuneConfig:
+    """Of windows as long as the model was made for, WINDOW at most."""
+    return FinetuneConfig(max_length=min(finished.max_length, WINDOW))
+
+
+def _run_all(finished: Finished, examples: Examples) -> list[Any]:
+    """What the model says of each example, alone."""
+    outs = []
+    for ids, types in zip(examples.input_ids, examples.token_type_ids, strict=True):
+        made = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
+        names = finished.tokenizer.model_input_names
+        outs.append(_run(finished, {name: torch.from_numpy(made[name])[None] for name in made if name in names}))
+    return outs
+
+
+def _outputs(rows: list[np.ndarray]) -> Outputs:
+    return Outputs(np.concatenate(rows), np.append(0, np.cumsum([len(row) for row in rows])))
+
+
+def _windows(rows: list[np.ndarray]) -> str:
+    return f"{len(rows)} windows" if len(rows) > 1 else ""
 
 
 def _encode(finished: Finished, *texts: str) -> tuple[Any, str]:
