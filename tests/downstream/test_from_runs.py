@@ -181,6 +181,16 @@ def test_curves_by_steps_tokens_and_hours(root):
     assert list(held["text"]) == [*[""] * 5, "A"] and training["mode"] == "lines"
 
 
+def test_runs_share_the_floor_that_is_theirs(root):
+    """One line for runs of one hold-out, one for each other; as far as the longest run."""
+    runs = [opened(root / f"pretrain-{letter * 12}") | {"name": letter.upper(), "colour": "run0"} for letter in "aba"]
+    short = opened(root / "pretrain-cccccccccccc.partial") | {"name": "C", "colour": "run3"}
+    runs[1]["pretrain"]["eval_unigram_cross_entropy"] = 7.0
+    lines = {trace["name"]: trace for trace in run_figures([*runs, short])["loss"]["data"]}
+    floors = {name: (trace["y"][0], trace["x"][1]) for name, trace in lines.items() if "unigram" in name}
+    assert floors == {"A, A, C unigram": (5.94, 240), "B unigram": (7.0, 240)}
+
+
 def test_a_point_after_the_last_line_of_speed_has_no_hour(root):
     x = opened(root / "pretrain-cccccccccccc.partial")["curves"]["train"]["x"]
     assert x["step"][-1] == 98 and x["hours"][90:] == [None] * 8

@@ -102,9 +102,9 @@ def open_run(folder: Path) -> Opened:
             f"{place}: neither {artifact.MANIFEST} nor {artifact.RECIPE} here, so this is no run; report takes "
             f"pretrain and finetune artifacts"
         ) from None
-    if manifest.get("stage") not in STAGES:
+    stage = manifest.get("stage") if isinstance(manifest, dict) else None
+    if stage not in STAGES:
         raise ArtifactError(
-            f"{place}: a {manifest.get('stage') or 'folder without a stage'}, not a run; report takes pretrain and "
-            f"finetune artifacts"
+            f"{place}: a {stage or 'folder without a stage'}, not a run; report takes pretrain and finetune artifacts"
         )
     return Opened(place, manifest)

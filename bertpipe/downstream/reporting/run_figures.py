@@ -14,6 +14,7 @@ from bertpipe.downstream.reporting.record import is_number
 from bertpipe.downstream.reporting.task_figures import Figure
 
 AXES = {"step": "optimizer step", "tokens": "tokens seen", "hours": "hours of training"}
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
 
 def run_figures(runs: list[dict[str, Any]]) -> dict[str, Figure]:
@@ -106,29 +107,22 @@ def _phases(run: dict[str, Any], train: list | None) -> list[dict[str, Any]]:
 
 
 def _floors(trained: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The unigram cross-entropy: one line where it is the same for all, else one a run."""
-    floors = [(run, run["pretrain"].get("eval_unigram_cross_entropy")) for run in trained]
-    known = [(run, floor) for run, floor in floors if is_number(floor) and run["curves"]["train"].get("step")]
-    if not known:
-        return []
-    same = max(floor for _, floor in known) - min(floor for _, floor in known) < 5e-4
-    if same:  # along the run that goes furthest on each axis
-        ends = {axis: max((_end(run, axis) for run, _ in known), default=0) for axis in AXES}
-        return [_floor(*known[0], "unigram cross-entropy", "muted", ends)]
-    return [
-        _floor(run, floor, f"{run['name']} unigram", run["colour"], {axis: _end(run, axis) for axis in AXES})
-        for run, floor in known
-    ]
+    """The unigram cross-entropy: one line for the runs that share it, as far as the longest of them on each axis."""
+    groups: dict[float, list[dict[str, Any]]] = {}
+    for run in trained:
+        floor = run["pretrain"].get("eval_unigram_cross_entropy")
+        if is_number(floor) and run["curves"]["train"].get("step"):
+            groups.setdefault(round(floor, 3), []).append(run)
+    return [_floor(those, floor, len(groups) == 1) for floor, those in groups.items()]
 
 
-def _end(run: dict[str, Any], axis: str) -> float:
-    return max((value for value in run["curves"]["train"]["x"][axis] if value is not None), default=0)
-
-
-def _floor(run: dict[str, Any], floor: float, name: str, role: str, ends: dict[str, float]) -> dict[str, Any]:
-    x = {axis: [0, end] for axis, end in ends.items()}
+def _floor(runs: list[dict[str, Any]], floor: float, alone: bool) -> dict[str, Any]:
+    name = "unigram cross-entropy" if alone else f"{', '.join(run['name'] for run in runs)} unigram"
+    points = [run["curves"]["train"]["x"] for run in runs]
+    x = {axis: [0, max((at for one in points for at in one[axis] if at is not None), default=0)] for axis in AXES}
+    role = runs[0]["colour"] if len(runs) == 1 and not alone else "muted"
     line = {"width": 1.4, "dash": "dash"}
-    return _line(run, "train", [floor] * 2, name=name, legendgroup=name, line=line, mode="lines") | {
+    return _line(runs[0], "train", [floor] * 2, name=name, legendgroup=name, line=line, mode="lines") | {
         "x": x["step"],
         "meta": {"role": role, "x": x, "opacity": 0.7},
         "hovertemplate": f"{name}: %{{y:.3f}} nats<extra></extra>",
@@ -175,7 +169,7 @@ def _score_traces(run: dict[str, Any], tasks: list[str], number: int, count: int
         | {"x": [score for _, _, score in dots], "y": [heights[task] for task, _, _ in dots]}
         | {"text": [f"{html.escape(task)}, seed {seed}" for task, seed, _ in dots]}
         | {
-            "marker": {"size": 9, "opacity": 0.75},
+            "marker": {"size": 9, "opacity": 0.75, "symbol": SYMBOLS[number % len(SYMBOLS)]},
             "hovertemplate": f"{run['name']}: %{{text}}: %{{x:.4f}}<extra></extra>",
         },
         shared
