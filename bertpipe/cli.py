@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bertpipe import __version__, artifact, troubleshooting
-from bertpipe.commands import OWN, SUMMARIES, quiet_libraries
+from bertpipe.commands import OWN, SUMMARIES, names_runs, quiet_libraries, report_runs
 from bertpipe.config import Config
 from bertpipe.config_files import parser, read_config
 from bertpipe.errors import BertpipeError, ConfigError, NoHubError
@@ -33,7 +33,7 @@ COMMANDS = {
     "shards": "turn the documents into memory-mapped token ids",
     "pretrain": "train a BERT by masked language modelling",
     "finetune": "fine-tune and score it on tasks",
-    "report": "write one HTML page about all of it",
+    "report": "write one HTML page about all of it; of runs side by side: bertpipe report RUN RUN ...",
     "publish": "build the folder and model card for the Hub; --push uploads them, in one commit",
     "all": "every stage in turn, skipping what is done",
     "plan": "say which stages are done, stale or missing",
@@ -129,10 +129,11 @@ def _main(argv: list[str]) -> int:
             return 0 if rest and rest[0] in ("-h", "--help") else 2
         print(completion.script(rest[0], COMMANDS, SWITCHES))
         return 0
-    if command in OWN:
+    own = report_runs if command == "report" and names_runs(rest) else OWN.get(command)
+    if own is not None:
         if several_processes():
             raise ConfigError(f"{command} runs in one process; launch several for {' and '.join(MULTI_PROCESS)} only")
-        return OWN[command](rest)
+        return own(rest)
     if "-h" in rest or "--help" in rest:
         sections = (*STAGES[command].reads, "runtime") if command in STAGES else tuple(Config.model_fields)
         text = f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}. Settings of other sections may be given too."

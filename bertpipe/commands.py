@@ -29,8 +29,9 @@ SUMMARIES = {
 class Arguments(argparse.ArgumentParser):
     """The arguments of a command that reads no settings; a mistake in them is one line, as everywhere."""
 
-    def __init__(self, command: str, description: str):
-        text = f"{SUMMARIES[command][0].upper()}{SUMMARIES[command][1:]}. {description}"
+    def __init__(self, command: str, description: str, summary: str = ""):
+        summary = summary or SUMMARIES[command]
+        text = f"{summary[0].upper()}{summary[1:]}. {description}"
         super().__init__(prog=f"bertpipe {command}", description=text, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
@@ -186,6 +187,30 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65_535:
         raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535")
     return int(text)
+
+
+def _report_arguments() -> Arguments:
+    text = "A RUN is a pretrain or finetune artifact, or the .partial folder of one still going."
+    arguments = Arguments("report", text, "one page from the folders of runs alone, several side by side")
+    arguments.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    text = "the page (report.html of one run, runs-side-by-side.html of several)"
+    arguments.add_argument("--out", type=Path, metavar="FILE.html", help=text)
+    return arguments
+
+
+def names_runs(argv: list[str]) -> bool:
+    """Whether the arguments of `report` are folders of runs, not settings."""
+    return bool(argv) and (not argv[0].startswith("-") or any(one.split("=")[0] == "--out" for one in argv))
+
+
+def report_runs(argv: list[str]) -> int:
+    """`bertpipe report RUN RUN ...`"""
+    given = _report_arguments().parse_args(argv)
+    quiet_libraries()
+    from bertpipe.downstream.reporting import from_runs
+
+    print("\n".join(from_runs.write(given.runs, given.out)))
+    return 0
 
 
 def _natural(text: str) -> int:

@@ -41,6 +41,9 @@ def script(shell: str, commands: Mapping[str, str], switches: Mapping[str, str])
             one.add_argument("--config", help="YAML file with settings").complete = shtab.FILE  # type: ignore[attr-defined]
             for path, kind, doc in settings():
                 one.add_argument(f"--{path}", choices=words(kind), help=_plain(doc))
+            if name == "report":
+                one.add_argument("runs", nargs="*").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+                one.add_argument("--out", type=Path, help="the page of the runs")
         for action in one._actions:
             if action.type is Path:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]

@@ -117,7 +117,7 @@ STAGES = {
             _finetune_raw,
             checked=True,
         ),
-        Stage("report", "bertpipe.downstream.reporting.report", _everything_made, ("report",)),
+        Stage("report", "bertpipe.downstream.reporting.report", _everything_made, ("report",), version=2),
         Stage("publish", "bertpipe.downstream.publishing.publish", _published, ("publish",), checked=True, version=2),
     )
 }

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertpipe.cli import main
-from bertpipe.commands import OWN
+from bertpipe.commands import OWN, names_runs
 from tests.runs import WORDS, sentence
 
 ROOT = Path(__file__).parents[1]
@@ -156,7 +156,8 @@ def run(line: str, folder: Path) -> None:
         return
     program, *rest = words
     if program == ".venv/bin/bertpipe":
-        small = shlex.split(SMALL) if rest[0] not in (*OWN, "estimate", "doctor", "completion") else []
+        own = rest[0] in (*OWN, "estimate", "doctor", "completion") or (rest[0] == "report" and names_runs(rest[1:]))
+        small = [] if own else shlex.split(SMALL)
         code = main([*rest, *small])
         assert code == 0, f"{line}: exit code {code}"
     elif program == ".venv/bin/python":

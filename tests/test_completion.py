@@ -37,6 +37,7 @@ def script(tmp_path_factory):
         ("estimate --mea", ["--measure"]),
         ("embed --pooling ", ["mean", "cls"]),
         ("completion f", ["fish"]),
+        ("report --ou", ["--out"]),
     ],
 )
 def test_bash_offers(script, typed, offered):

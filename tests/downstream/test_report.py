@@ -11,10 +11,9 @@ import pytest
 from bertpipe.config import Config
 from bertpipe.downstream.finetuning import published
 from bertpipe.downstream.reporting import report
-from bertpipe.downstream.reporting.facts import MAX_POINTS, columns
 from bertpipe.downstream.reporting.figures import make_figures, smooth
+from bertpipe.downstream.reporting.record import MAX_POINTS, columns
 from bertpipe.errors import ArtifactError, ConfigError
-from tests.browser import chromium, opened
 from tests.downstream.test_understanding import classified, rated, write_run
 
 HOSTILE = "<script>alert('x')</script>|`</script>"  # as in the finished run's ledger and vocabulary
@@ -70,10 +69,8 @@ def make(out: Path, inputs: dict[str, Path], cfg: Config = CFG) -> tuple[str, Pa
     return html, Page(html), _strict((out / "report.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def understood(finished_run, tmp_path_factory):
+def understood_run(finished_run: dict[str, Path], folder: Path) -> dict[str, Path]:
     """The same run with predictions; texts and names of classes are hostile."""
-    folder = tmp_path_factory.mktemp("understood")
     shutil.copytree(finished_run["finetune"], folder / "finetune")
     names = ("numpy", f"{HOSTILE}<b>", "torch")
     lines, scores = classified(300, 1, names)
@@ -81,7 +78,13 @@ def understood(finished_run, tmp_path_factory):
         line["text"] = [f"{HOSTILE} {line['text'][0]}"]
     write_run(folder / "finetune", "docs", lines, scores, seed=2, labels=names)
     write_run(folder / "finetune", "stsb", *rated(300))
-    return make(folder / "out", finished_run | {"finetune": folder / "finetune"})
+    return finished_run | {"finetune": folder / "finetune"}
+
+
+@pytest.fixture(scope="module")
+def understood(finished_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("understood")
+    return make(folder / "out", understood_run(finished_run, folder))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +138,7 @@ def test_text_from_data_stays_text(made):
     assert HOSTILE not in html and "<b>here</b>" not in html and "<img" not in html.replace(get_plotlyjs(), "")
     assert "alert('x')" in page.text, "the ledger, the longest pieces and the title show it"
     kinds = [script["type"] for script in page.scripts if script["tag"] == "script"]
-    assert kinds.count(None) == 2, "plotly and the page's own script"
+    assert kinds.count(None) == 3, "plotly and the page's own scripts"
     assert set(kinds) == {None, "application/json"}
     assert not any("alert('x')" in script["body"] for script in page.scripts)
 
@@ -193,7 +196,7 @@ def test_figures_have_labelled_axes_and_every_seed(made):
         assert figure["layout"]["yaxis"].get("title", {}).get("text") or figure["layout"]["yaxis"]["ticktext"]
         assert f"figure-{name}" in page.ids
     shown = [_strict(script["body"]) for script in page.scripts if script["type"] == "application/json"]
-    assert len(shown) == len(figures)
+    assert len(shown) == len(figures) + 1, "and the tokenizer explorer's data"
     lines = {trace["name"]: trace for trace in figures["loss"]["data"]}
     assert set(lines["unigram cross-entropy"]["y"]) == {5.94}
     assert list(lines["hold-out"]["x"]) == [40, 80, 120, 160, 200, 240]
@@ -300,12 +303,21 @@ def test_unbalanced_ledger_is_pointed_at(finished_run, tmp_path):
     assert "does not balance" in make(tmp_path / "out", {"corpus": folder})[1].text
 
 
-def test_broken_line_is_named(finished_run, tmp_path):
+def test_broken_lines_are_left_out_and_counted(finished_run, tmp_path, capsys):
+    """Whatever is wrong with them; what can be read is shown."""
     folder = tmp_path / "pretrain"
     shutil.copytree(finished_run["pretrain"], folder)
-    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step"\n')
-    with pytest.raises(ArtifactError, match=r"metrics\.jsonl:3"):
-        make(tmp_path / "out", {"pretrain": folder})
+    lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")
+    bad = (b'{"step": 7, "loss"', b"", b"\xff\xfe\x00", b"[1, 2]", b'{"step": "eight", "loss": 3.0}', b"[" * 100_000)
+    (folder / "metrics.jsonl").write_bytes(b"\n".join([*lines[:2], *bad, *lines[2:-1], b'{"step": 241, "lo']))
+    _, page, facts = make(tmp_path / "out", {"pretrain": folder})
+    named = [line.split(": ")[0] for line in facts["broken"]]
+    assert named == [f"{folder / 'metrics.jsonl'}:{number}" for number in (3, 4, 5, 6, 7, 8, len(lines) + len(bad))]
+    assert "7 lines of the records can't be read and are left out." in " ".join(page.text.split())
+    assert all(line[:80] in page.text for line in facts["broken"])
+    said = capsys.readouterr().out
+    assert "can't be read and are left out: 7\n" in said and named[0] in said and "and 4 more" in said
+    assert facts["curves"] == make(tmp_path / "whole", {"pretrain": finished_run["pretrain"]})[2]["curves"]
 
 
 def test_long_curves_are_averaged():
@@ -348,15 +360,3 @@ def test_verdict_follows_the_gap(gap, words):
 )
 def test_numbers_as_people_read_them(show, value, text):
     assert show(value) == text
-
-
-def test_browser_draws_every_plot(understood, tmp_path):
-    html, _, facts = understood
-    path, figures = tmp_path / "report.html", sorted(make_figures(facts))
-    path.write_text(html, encoding="utf-8")
-    with chromium() as browser, opened(browser, path) as found:
-        drawn = found.page.locator(".plot.js-plotly-plot")
-        found.page.wait_for_function("n => document.querySelectorAll('.plot .main-svg').length >= n", arg=len(figures))
-        names = drawn.evaluate_all("plots => plots.map(plot => plot.dataset.figure)")
-        assert sorted(names) == [f"figure-{name}" for name in figures]
-        assert not found.said and found.asked == [path.as_uri()]

@@ -15,8 +15,8 @@ from bertpipe import artifact
 from bertpipe.config import Config, listed
 from bertpipe.downstream.finetuning.grid import points
 from bertpipe.downstream.publishing.card_scores import hub_dataset, hub_repo, index_results, pipeline_of, shown_tasks
-from bertpipe.downstream.reporting.facts import is_number
 from bertpipe.downstream.reporting.figures import INIT_NAMES
+from bertpipe.downstream.reporting.record import is_number
 from bertpipe.downstream.reporting.report import FILTERS, ledger_rows
 from bertpipe.downstream.tasks.tasks import TASKS, get
 

@@ -6,7 +6,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from bertpipe.config import Config, listed
-from bertpipe.downstream.reporting.facts import is_number
+from bertpipe.downstream.reporting.record import is_number
 from bertpipe.downstream.tasks.kind import Kind
 from bertpipe.downstream.tasks.kinds import KINDS
 from bertpipe.downstream.tasks.task_sources import SOURCES

@@ -8,7 +8,6 @@ the rows i: the entropy -sum_j p_ij ln p_ij in nats, and the distance sum_j p_ij
 from __future__ import annotations
 
 import base64
-import hashlib
 import inspect
 import math
 from dataclasses import dataclass
@@ -248,7 +247,7 @@ def render(attended: Attended) -> str:
         curves=[_by_distance(p.similarity) for p in attended.positions],
         highest=math.log(len(attended.tokens)),  # entropy of a row that is the same everywhere
         script=script,
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        policy=f"script-src {pages.digest(script)}",
     )
 
 

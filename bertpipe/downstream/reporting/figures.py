@@ -6,10 +6,11 @@ Roles: accent, faint (accent, see-through), ink, muted.
 
 from __future__ import annotations
 
+import html
 import math
 from typing import Any
 
-from bertpipe.downstream.reporting.facts import is_number
+from bertpipe.downstream.reporting.record import is_number
 from bertpipe.downstream.reporting.task_figures import Figure, task_figures
 
 INIT_NAMES = {
@@ -29,6 +30,7 @@ def make_figures(facts: dict[str, Any]) -> dict[str, Figure]:
         figures |= _training(curves, facts.get("config", {}))
     if curves.get("speed", {}).get("step"):
         figures |= _speed(curves["speed"])
+    _mark_phases(figures, facts.get("phases", []))
     for name, (x, y, unit) in HISTOGRAMS.items():
         if counts := facts.get("tokenizer", {}).get(name):
             figures[name] = _histogram(counts, x, y, unit)
@@ -36,10 +38,23 @@ def make_figures(facts: dict[str, Any]) -> dict[str, Figure]:
         figures["scores"] = _scores(facts["finetune"])
     for number, task in enumerate(facts.get("understanding", {}).values()):  # a task's name may be anything
         figures |= {f"task{number}_{name}": figure for name, figure in task_figures(task).items()}
-    return {name: _validated(figure) for name, figure in figures.items()}
+    return {name: validated(figure) for name, figure in figures.items()}
 
 
-def _validated(figure: Figure) -> Figure:
+def _mark_phases(figures: dict[str, Figure], rows: list[dict[str, Any]]) -> None:
+    """A line where each phase but the first begins, and the lengths of all above the plot, in figures over steps."""
+    for figure in figures.values():
+        for row in rows:
+            at = row["first"] - 1
+            if at:
+                line = {"type": "line", "xref": "x", "yref": "paper", "x0": at, "x1": at, "y0": 0, "y1": 1}
+                figure["layout"].setdefault("shapes", []).append(line)
+            note = {"x": at, "y": 1, "xref": "x", "yref": "paper", "xanchor": "left", "yanchor": "top"}
+            text = {"text": f"{row['sequence_length']} tokens", "showarrow": False}
+            figure["layout"].setdefault("annotations", []).append(note | text)
+
+
+def validated(figure: Figure) -> Figure:
     """Let plotly check every property name and value; the colours of its own template are dropped."""
     import plotly.graph_objects as go
 
@@ -201,7 +216,10 @@ def _scores(tasks: dict[str, Any]) -> Figure:
     layout = _axes("score (each task in its own metric)", "", height=110 + 74 * len(tasks))
     layout["yaxis"] = {
         "tickvals": list(range(len(tasks))),
-        "ticktext": [f"{name}<br>{task.get('metric', '').replace('_', ' ')}" for name, task in tasks.items()],
+        "ticktext": [
+            f"{html.escape(name)}<br>{html.escape(task.get('metric', '').replace('_', ' '))}"
+            for name, task in tasks.items()
+        ],
         "range": [len(tasks) - 0.5, -0.5],
     }
     return {"data": data, "layout": layout | {"hovermode": "closest"}}
@@ -221,7 +239,7 @@ def _score_traces(tasks: dict[str, Any], init: str) -> list[dict[str, Any]]:
             if run["init"] == init and is_number(score):
                 dots["x"].append(score)
                 dots["y"].append(height)
-                dots["text"].append(f"{name}, seed {run.get('seed')}")
+                dots["text"].append(f"{html.escape(name)}, seed {run.get('seed')}")
         summary = task.get("summary", {}).get(init, {})
         if summary.get("num_runs", 1) > 1 and is_number(summary.get("median")):
             strokes["x"].append(summary["median"])

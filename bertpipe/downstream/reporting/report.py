@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bertpipe.artifact import write_json
 from bertpipe.config import Config, listed
 from bertpipe.downstream.reporting import pages
-from bertpipe.downstream.reporting.facts import gather, is_number
+from bertpipe.downstream.reporting.alternatives import alternative
+from bertpipe.downstream.reporting.explorer import explorer
+from bertpipe.downstream.reporting.facts import gather
 from bertpipe.downstream.reporting.figures import INIT_NAMES, make_figures
+from bertpipe.downstream.reporting.record import broken_lines, is_number
 from bertpipe.downstream.reporting.understanding import understand
 from bertpipe.errors import ArtifactError, ConfigError
 
@@ -27,16 +31,33 @@ UNKNOWN = "–"
 
 
 def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict) -> None:
-    """Write out/report.html and out/report.json from whichever artifacts `inputs` names; what is missing is said."""
-    facts = gather(cfg, inputs)
-    facts["fill_mask"] = (
-        fill_masks(inputs["pretrain"] / "model", listed(cfg.report.fill_mask)) if "pretrain" in inputs else []
-    )
-    facts["segments"] = segment(inputs["tokenizer"], listed(cfg.report.fill_mask)) if "tokenizer" in inputs else []
-    facts["understanding"] = understand_tasks(inputs["finetune"], facts["finetune"]) if "finetune" in inputs else {}
-    (out / PAGE).write_text(render(facts), encoding="utf-8")
+    """Write out/report.html and out/report.json from whichever artifacts `inputs` names; what is missing is said, and
+    so are lines of a record that can't be read."""
+    facts = complete(gather(cfg, inputs), inputs, listed(cfg.report.fill_mask))
+    (out / PAGE).write_text(render(facts, explorer_of(inputs)), encoding="utf-8")
     write_json(out / FIGURES, clean(facts))
-    counts.update(page=PAGE, missing=facts["missing"], fill_mask=len(facts["fill_mask"]))
+    for line in broken_lines(facts["broken"]):
+        print(f"note: {line}", flush=True)
+    broken = {"broken_lines": len(facts["broken"])} if facts["broken"] else {}
+    counts.update(page=PAGE, missing=facts["missing"], fill_mask=len(facts["fill_mask"]), **broken)
+
+
+def complete(facts: dict[str, Any], inputs: dict[str, Path], sentences: list[str]) -> dict[str, Any]:
+    """The facts with what the models, the tokenizer and the predictions say beside them."""
+    model = inputs["pretrain"] / "model" if "pretrain" in inputs else None
+    facts["fill_mask"] = fill_masks(model, sentences) if model and model.is_dir() else []
+    facts["segments"] = segment(inputs["tokenizer"], sentences) if "tokenizer" in inputs else []
+    facts["understanding"] = understand_tasks(inputs["finetune"], facts["finetune"]) if "finetune" in inputs else {}
+    for task in facts["understanding"].values():
+        facts["broken"] += task.pop("broken")
+    return facts
+
+
+def explorer_of(inputs: dict[str, Path]) -> dict[str, Any] | None:
+    """What the tokenizer explorer needs, of the run's tokenizer or else of its model; None where there is neither."""
+    places = [inputs[stage] / part for stage, part in (("tokenizer", ""), ("pretrain", "model")) if stage in inputs]
+    folder = next((place for place in places if place.is_dir()), None)
+    return explorer(folder) if folder else None
 
 
 def understand_tasks(folder: Path, tasks: dict[str, Any]) -> dict[str, Any]:
@@ -98,17 +119,22 @@ def fill_mask_lines(report_json: Path) -> list[str]:
     return lines
 
 
-def render(facts: dict[str, Any]) -> str:
-    """The page, from the facts alone. Every text is escaped by the template engine."""
+def render(facts: dict[str, Any], tokenizer: dict[str, Any] | None = None) -> str:
+    """The page, from the facts and what `explorer_of` gives. Every text is escaped by the template engine."""
     import yaml
-    from plotly.offline import get_plotlyjs
 
     summaries = [row for task in facts.get("finetune", {}).values() for row in task.get("summary", {}).values()]
+    figures = clean(make_figures(facts))
+    sentences = [row["sentence"] for row in facts.get("fill_mask", [])]
     return pages.render(
         "page.html.jinja",
         FILTERS,
         facts=facts,
-        figures=clean(make_figures(facts)),
+        figures=figures,
+        alternatives={name: alternative(figure) for name, figure in figures.items()},
+        explorer=tokenizer,
+        explorer_text=sentences[0] if sentences else "Type a sentence, and see how it is cut: reading, naïveté, 3.14!",
+        now=now(),
         cards=summary_cards(facts.get("pretrain", {})),
         verdict=verdict(facts.get("pretrain", {})),
         ledger=ledger_rows(facts.get("corpus") or {}),
@@ -116,7 +142,7 @@ def render(facts: dict[str, Any]) -> str:
         num_failed=sum(row.get("num_failed", 0) for row in summaries),
         init_names=INIT_NAMES,
         config_yaml=yaml.safe_dump(facts.get("config", {}), sort_keys=False, allow_unicode=True, width=100),
-        plotly=get_plotlyjs(),
+        **pages.with_plots("plots.js", "explorer.js"),
     )
 
 
@@ -207,6 +233,16 @@ def duration(value: Any) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
+def now() -> str:
+    """This moment, as an ISO time."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def moment(value: Any) -> str:
+    """An ISO time as 2026-11-23 08:41 UTC."""
+    return f"{datetime.fromisoformat(value).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if value else UNKNOWN
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "integer": integer,
     "fixed": fixed,
@@ -214,6 +250,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "compact": compact,
     "byte_size": byte_size,
     "duration": duration,
+    "moment": moment,
 }
 
 CARDS: tuple[tuple[str, str, Callable[..., str], str], ...] = (

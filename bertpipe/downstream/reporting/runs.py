@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bertpipe.downstream.finetuning.grid import MODEL, SCRATCH
-from bertpipe.downstream.reporting.facts import read_json, read_lines
+from bertpipe.downstream.reporting.record import read_json, read_lines
 from bertpipe.downstream.tasks.kind import Kind, Split, Task
 from bertpipe.downstream.tasks.kinds import KINDS
 from bertpipe.errors import ArtifactError

@@ -13,7 +13,7 @@ import numpy as np
 
 from bertpipe.downstream.finetuning.grid import MODEL
 from bertpipe.downstream.reporting import runs
-from bertpipe.downstream.reporting.facts import columns, is_number, read_lines
+from bertpipe.downstream.reporting.record import columns, is_number, read_record
 from bertpipe.downstream.tasks import bootstrap
 from bertpipe.downstream.tasks.kind import Split
 
@@ -42,6 +42,7 @@ def understand(folder: Path) -> dict[str, Any] | None:
     lines = best.lines(split)
     if not lines:
         return None
+    broken: list[str] = []
     facts = {
         "kind": best.task.kind,
         "metric": best.task.headline,
@@ -49,7 +50,8 @@ def understand(folder: Path) -> dict[str, Any] | None:
         "seed": best.seed,
         "split": split,
         "num_examples": len(lines),
-        "curves": curves(found, best),
+        "curves": curves(found, best, broken),
+        "broken": broken,
         "by_length": by_length(best, lines),
         "per_type": best.result.get("per_type"),
     }
@@ -271,13 +273,14 @@ def length_bins(lengths: np.ndarray, most: int = MAX_BINS, least: int = LEAST_IN
     return [np.flatnonzero(which == number) for number in np.unique(which)]
 
 
-def curves(found: Sequence[runs.Run], best: runs.Run) -> list[dict[str, Any]]:
-    """Training loss by step and dev score by epoch of the runs, the best run among them."""
+def curves(found: Sequence[runs.Run], best: runs.Run, broken: list[str]) -> list[dict[str, Any]]:
+    """Training loss by step and dev score by epoch of the runs, the best run among them; lines that can't be read go
+    to `broken`."""
     others = sorted((run for run in found if run is not best), key=lambda run: -run.headline())
     chosen = {run.folder for run in (best, *others[: MAX_CURVES - 1])}
     out = []
     for run in (run for run in found if run.folder in chosen):
-        rows = [row for row in read_lines(run.folder / "metrics.jsonl") if "loss" in row]
+        rows = [row for row in read_record(run.folder / "metrics.jsonl", broken) if "loss" in row]
         scores = [value if is_number(value) else None for value in run.result.get("by_epoch", [])]
         out.append(
             {"seed": run.seed, "best": run is best, "scores": scores} | columns(rows, ("step", "loss"), MAX_POINTS)
