@@ -318,7 +318,7 @@ raise SystemExit(cli.main(sys.argv[1:] if sys.argv[1] != "broken" else ["plan"])
     ("arguments", "code", "printed", "said"),
     [
         (["--version"], 0, "bertpipe ", ""),
-        (["corpus"], 2, "", "bertpipe: corpus runs in one process; launch several for pretrain and finetune only\n"),
+        (["corpus"], 2, "", "bertpipe: corpus runs in one process; launch several for pretrain and finetune only"),
         (["broken"], 1, "", "ZeroDivisionError"),
     ],
 )

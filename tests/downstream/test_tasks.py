@@ -298,7 +298,9 @@ def test_label_names_in_another_order(tmp_path):
 
 @pytest.mark.parametrize("call", ["load('cola')", "identify(['cola'])"])
 def test_without_network_the_hub_gives_one_line(tmp_path, call):
-    code = f"from bertpipe.downstream import tasks\ntry: tasks.{call}\nexcept tasks.DataError as error: print(error)"
+    code = (
+        f"from bertpipe.downstream.tasks import tasks\ntry: tasks.{call}\nexcept tasks.DataError as error: print(error)"
+    )
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -308,6 +310,6 @@ def test_without_network_the_hub_gives_one_line(tmp_path, call):
 
 def test_table_is_read_without_heavy_imports():
     """`bertpipe --help` and `plan` may look at the table: no torch, pyarrow or datasets for it."""
-    code = "import sys; from bertpipe.downstream import tasks; print(*sys.modules)"
+    code = "import sys; from bertpipe.downstream.tasks import tasks; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert not {"torch", "pyarrow", "datasets", "evaluate", "sklearn"} & set(done.stdout.split())
