@@ -115,6 +115,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder`, which must not be there, that takes its name if the body succeeds, and is
+    removed if it fails."""
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def writing(path: Path, needed: int | None = None) -> Iterator[None]:
     """Make a full or failing disk a StorageError of one line: the path, the bytes `needed` and free, what to do.
 

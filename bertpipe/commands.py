@@ -44,8 +44,8 @@ def _compare_arguments() -> Arguments:
     arguments.add_argument("second", type=Path, metavar="B")
     arguments.add_argument("--resamples", type=_natural, default=10_000, help="of the paired bootstrap (10,000)")
     arguments.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
-    arguments.add_argument("--html", type=Path, metavar="FILE", help="write the table as a page")
-    arguments.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
+    arguments.add_argument("--html", type=_file, metavar="FILE", help="write the table as a page")
+    arguments.add_argument("--json", type=_file, metavar="FILE", help="write all figures as JSON")
     return arguments
 
 
@@ -67,7 +67,7 @@ def _embed_arguments() -> Arguments:
     add("--model", required=True, help="checkpoint folder or Hub id; one of sentence-transformers' brings its pooling")
     add("--input", type=Path, metavar="FILE", help="texts: .txt (a line each), .jsonl, .csv or .parquet")
     add("--column", default="text", help="of the texts in .jsonl, .csv and .parquet (text)")
-    add("--out", type=Path, metavar="FILE.npy", help="write their vectors, float32 [texts, size]")
+    add("--out", type=_file, metavar="FILE.npy", help="write their vectors, float32 [texts, size]")
     add("--pooling", choices=("mean", "cls"), help="mean of all tokens, or the first token (mean)")
     add("--normalize", action=argparse.BooleanOptionalAction, default=None, help="make each vector's length 1")
     add("--max-length", type=_natural, help="longest text in tokens, the rest is cut (the model's)")
@@ -108,7 +108,7 @@ def _attention_arguments() -> Arguments:
     add("--model", required=True, help="checkpoint folder or Hub id")
     add("text", metavar="TEXT")
     add("--second", metavar="TEXT", help="the second text of a pair")
-    add("--out", type=Path, default=Path("attention.html"), metavar="FILE.html", help="the page (attention.html)")
+    add("--out", type=_file, default=Path("attention.html"), metavar="FILE.html", help="the page (attention.html)")
     add("--max-length", type=_natural, help="longest text in tokens, the rest is cut (what model and page take)")
     return arguments
 
@@ -128,7 +128,7 @@ def _demo_arguments() -> Arguments:
     arguments.add_argument(
         "--model", required=True, help="checkpoint folder or Hub id; its head says what the page does"
     )
-    arguments.add_argument("--port", type=_natural, help="of 127.0.0.1 (the first free one from 7860 on)")
+    arguments.add_argument("--port", type=_port, help="of 127.0.0.1, 0 for any (the first free one from 7860 on)")
     return arguments
 
 
@@ -194,7 +194,7 @@ def _report_arguments() -> Arguments:
     arguments = Arguments("report", text, "one page from the folders of runs alone, several side by side")
     arguments.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     text = "the page (report.html of one run, runs-side-by-side.html of several)"
-    arguments.add_argument("--out", type=Path, metavar="FILE.html", help=text)
+    arguments.add_argument("--out", type=_file, metavar="FILE.html", help=text)
     return arguments
 
 
@@ -211,6 +211,16 @@ def report_runs(argv: list[str]) -> int:
 
     print("\n".join(from_runs.write(given.runs, given.out)))
     return 0
+
+
+def _file(text: str) -> Path:
+    """A file to write, in a folder that is there."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r}")
+    return path
 
 
 def _natural(text: str) -> int:

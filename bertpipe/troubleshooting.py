@@ -5,6 +5,7 @@ Standard library only, and read when there is an error alone.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -34,14 +35,26 @@ def more_about(message: str) -> str | None:
         elif entry := ENTRY.match(line):
             parts = entry[1].split("...")
             known = sum(map(len, parts))
-            if known > most and re.search(".*".join(map(re.escape, parts)), message):
+            if known > most and _has(message, parts):
                 found, most = section, known
     return None if found is None else f"{_shown(page_file())}#{_anchor(found)}"
 
 
+def _has(message: str, parts: list[str]) -> bool:
+    """Whether they stand in it, one after the other; in time linear in a message, which may hold a long text."""
+    at = 0
+    for part in parts:
+        at = message.find(part, at) + len(part)
+        if at < len(part):
+            return False
+    return True
+
+
 def _shown(path: Path) -> str:
-    """Relative where that is below the current folder."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    """Relative where that is below the current folder, if there still is one."""
+    with contextlib.suppress(OSError, ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
 
 
 def _anchor(heading: str) -> str:

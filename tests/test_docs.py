@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bertpipe import troubleshooting
 from bertpipe.cli import main
 from bertpipe.config import Config
 from bertpipe.config_files import section_in
@@ -255,3 +256,17 @@ def test_mistake_is_found_on_the_page(command, tmp_path, monkeypatch, capsys):
     if named:
         by_anchor = {title.lower().replace(" ", "-"): text for title, text in sections(Path(named[1]))}
         assert all(f"**`{entry}`**" in by_anchor[named[2]] for entry in found), line
+
+
+def test_an_error_with_a_long_text_names_its_page_at_once():
+    """Searched with `.*` between the parts of each entry, this took years."""
+    text = "a value that needs more, but is no document at byte " * 20_000
+    message = f"report.fill_mask[0]: needs exactly one [MASK], got {text}"
+    assert troubleshooting.more_about(message).endswith("#settings")
+    assert troubleshooting.more_about(text) is None
+
+
+def test_an_error_in_a_folder_that_is_gone_names_its_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert troubleshooting.more_about("--steps needs a value; usage: bertpipe").endswith("#settings")

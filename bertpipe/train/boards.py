@@ -16,6 +16,7 @@ import json
 import netrc
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,7 +85,8 @@ class Wandb:
             settings=settings,
         )
         if not online:
-            print(f"wandb: no key, so offline; upload later with: wandb sync {Path(self.run.dir).parent}", flush=True)
+            folder = shlex.quote(str(Path(self.run.dir).parent))
+            print(f"wandb: no key, so offline; upload later with: wandb sync {folder}", flush=True)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Send one line, unless the server has had that step before."""

@@ -11,6 +11,7 @@ import importlib.util
 import io
 import os
 import socket
+import sqlite3
 import sys
 import threading
 import webbrowser
@@ -75,14 +76,19 @@ def _has(board: str, root: Path, name: str | None) -> bool:
 
 
 def _project(root: Path, name: str) -> str | None:
-    """The project of trackio that has the run."""
+    """The project of trackio that has the run; ConfigError for a file of its that can't be read."""
     environment = trackio_environment(root / "trackio")
     os.environ.clear()
     os.environ.update(environment)
     import trackio
 
-    files = sorted(root.glob("trackio/*.db"))
-    return next((file.stem for file in files if any(run.name == name for run in trackio.Api().runs(file.stem))), None)
+    for file in sorted(root.glob("trackio/*.db")):
+        try:
+            if any(run.name == name for run in trackio.Api().runs(file.stem)):
+                return file.stem
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(f"dashboard: {file}: {error}; move it away, the runs' own records are whole") from None
+    return None
 
 
 def free_port(port: int | None, first: int) -> int:

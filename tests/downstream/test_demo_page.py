@@ -98,6 +98,8 @@ def test_the_answer_is_a_slice_of_the_context(heads):
     assert ["no answer", round(start[0] + end[0], 2)] in found
     _, note = demo_page.answer(one, question, LONG)
     assert re.fullmatch(r"\d+ windows", note)
+    (only,), _ = demo_page.answer(one, question, "\x00")  # of no token
+    assert only[0] == "no answer"
 
 
 def test_what_is_too_long_is_cut_aloud(heads):
@@ -136,6 +138,8 @@ def test_what_can_not_be_shown_is_refused(heads, monkeypatch, capsys):
         port = taken.getsockname()[1]
         assert main(["demo", "--model", folder, "--port", str(port)]) == 2
     assert f"--port: {port} on 127.0.0.1 is in use" in capsys.readouterr().err
+    assert main(["demo", "--model", folder, "--port", "65536"]) == 2
+    assert "'65536' is no port: 0 to 65535" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo", "--model", folder]) == 2
     assert "pip install 'bertpipe[demo]'" in capsys.readouterr().err

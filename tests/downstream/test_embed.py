@@ -107,6 +107,17 @@ def test_folders_that_the_library_wrote_are_read(model, tmp_path):
         embed.Embedder(str(tmp_path / "c"), PLACE)
 
 
+def test_a_folder_of_another_command_is_left_alone(model, tmp_path, monkeypatch):
+    """Nor is anything left of one that could not be written."""
+    (tmp_path / "st.partial").mkdir()
+    (tmp_path / "st.partial" / "checkpoint").touch()
+    monkeypatch.setattr(sentence_folder, "LEGACY", None)  # fails when the weights are there
+    with pytest.raises(AttributeError):
+        embed.Embedder(str(model), PLACE).write(tmp_path / "st")
+    assert [path.name for path in tmp_path.iterdir() if "st" in path.name] == ["st.partial"]
+    assert list((tmp_path / "st.partial").iterdir()) == [tmp_path / "st.partial" / "checkpoint"]
+
+
 def test_no_random_pooler_is_saved(model, tmp_path):
     embed.Embedder(str(model), PLACE).write(tmp_path / "without")
     assert not [k for k in BertModel.from_pretrained(model).state_dict() if k.startswith("cls.")]

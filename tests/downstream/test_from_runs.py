@@ -251,6 +251,8 @@ def test_broken_lines_of_several_runs_are_counted(root, tmp_path, capsys):
         (lambda folder: write_manifest(folder, {}), "a folder without a stage, not a run"),
         (lambda folder: (folder.mkdir(), (folder / "manifest.json").write_text("{")), "not readable as JSON"),
         (lambda folder: folder.write_text("a file"), "no such folder"),
+        (lambda folder: write_manifest(folder, {"stage": "pretrain", "counts": None}), "counts of its manifest is no"),
+        (lambda folder: write_manifest(folder, {"stage": "pretrain", "config": {"train": []}}), "config.train of its"),
     ],
 )
 def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys, make, complaint):
@@ -281,3 +283,32 @@ def test_the_page_goes_where_one_stands(root, tmp_path, monkeypatch):
     from_runs.write([root / "finetune-dddddddddddd"])
     from_runs.write([root / "finetune-dddddddddddd", root / "finetune-eeeeeeeeeeee"])
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "runs-side-by-side.html"}
+
+
+def test_the_folder_may_be_this_one(root, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "page.html"
+    monkeypatch.chdir(root / "finetune-dddddddddddd")
+    assert cli.main(["report", ".", str(root / "finetune-dddddddddddd"), "--out", str(out)]) == 0  # the same run
+    assert f"{out}: {root / 'finetune-dddddddddddd'}; " in capsys.readouterr().out
+    assert cli.main(["report", "/", "--out", str(out)]) == 2
+    assert "/: neither manifest.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "complaint"), [(".", "'.' is a folder"), ("none/a.html", "no folder 'none'")])
+def test_a_page_that_can_not_be_written_is_told_of_first(root, tmp_path, monkeypatch, capsys, name, complaint):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", str(root / "finetune-dddddddddddd"), "--out", name]) == 2
+    assert complaint in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cut", [0, 200, None])
+def test_a_run_with_a_damaged_model_is_shown_without_its_fillings(root, tmp_path, capsys, cut):
+    folder = shutil.copytree(root / "pretrain-aaaaaaaaaaaa", tmp_path / "pretrain-aaaaaaaaaaaa")
+    weights = folder / "model" / "model.safetensors"
+    weights.unlink() if cut is None else weights.write_bytes(weights.read_bytes()[:cut])
+    assert cli.main(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
+    assert f"note: no fill-mask: {folder / 'model'}: no model can be loaded from it; `bert" in capsys.readouterr().out
+    assert "First" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    (folder / "model" / "tokenizer.json").write_text('{"model": ')
+    assert cli.main(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 2
+    assert "tokenizer.json: not readable as JSON" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import socket
+import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -148,6 +149,21 @@ def test_nothing_to_show_is_one_line(arguments, said, tmp_path, monkeypatch, cap
     assert cli.main(["dashboard", *arguments]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
+
+
+def test_a_damaged_database_is_one_line(tmp_path):
+    """In a process of its own: the command leaves trackio's folder set."""
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    run, file = tmp_path / "pretrain-a", tmp_path / "trackio" / "trial.db"
+    for folder in (run, file.parent):
+        folder.mkdir()
+    (run / "metrics.jsonl").touch()
+    file.write_bytes(b"no database " * 100)
+    code = "import sys; from bertpipe.cli import main; sys.exit(main(sys.argv[1:]))"
+    ended = subprocess.run([sys.executable, "-c", code, "dashboard", str(run)], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert f"bertpipe: dashboard: {file}: file is not a database; move it away" in ended.stderr
+    assert ended.stderr.count("\n") == 1
 
 
 def test_what_shows_it_is_not_installed(tmp_path, monkeypatch, capsys):

@@ -6,12 +6,13 @@ tables are of an older Unicode than a browser's; so the page cuts as the library
 
 from __future__ import annotations
 
-import json
 import sys
 import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from bertpipe.downstream.reporting.record import read_json
 
 PRIVATE = ("\ue000", "\uf8ff"), ("\U000f0000", "\U000ffffd"), ("\U00100000", "\U0010fffd")
 """The private use areas, whose characters are all alike."""
@@ -19,6 +20,7 @@ PRIVATE = ("\ue000", "\uf8ff"), ("\U000f0000", "\U000ffffd"), ("\U00100000", "\U
 
 def explorer(folder: Path) -> dict[str, Any]:
     """What the tokenizer.json in `folder` is made of, as JSON; or {"reason"} where the page can't do the same.
+    ArtifactError when it can't be read.
 
     `vocabulary` has the pieces in the order of their ids, `added` the added tokens that are looked for before
     normalization, `added_after` those after it, as they are then.
@@ -26,7 +28,7 @@ def explorer(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return {"reason": "there is no tokenizer.json"}
-    parts = json.loads(path.read_text(encoding="utf-8"))
+    parts = read_json(path)
     model, cleaner, cutter = (parts.get(key) or {} for key in ("model", "normalizer", "pre_tokenizer"))
     kinds = (model.get("type"), cleaner.get("type"), cutter.get("type"))
     if kinds != ("WordPiece", "BertNormalizer", "BertPreTokenizer"):

@@ -51,7 +51,7 @@ def write(folders: list[Path], out: Path | None = None) -> list[str]:
 
     Returns lines to say. ArtifactError for a folder that is none of a run's.
     """
-    runs = [open_run(folder) for folder in dict.fromkeys(folders)]
+    runs = list({run.folder.resolve(): run for run in map(open_run, folders)}.values())
     if len(runs) == 1:
         out, inputs = out or Path("report.html"), runs[0].inputs
         facts = _facts(runs[0])
@@ -68,28 +68,31 @@ def write(folders: list[Path], out: Path | None = None) -> list[str]:
     lines = [f"{out}: {what}; {len(data) / 1e6:.1f} MB"]
     for run, state in zip(runs, states, strict=True):
         if (at := state.get("unfinished")) is not None:
-            reached = f": step {at['step']:,} of {at['steps'] or '?'}" if at else ""
+            reached = f": step {at['step']:,} of {report.integer(at['steps'])}" if at else ""
             lines.append(f"{run.folder}: still going, or interrupted{reached}")
     return lines + [f"note: {line}" for line in broken_lines(broken)]
 
 
 def _facts(run: Opened) -> dict[str, Any]:
-    """What the report shows of a run. Sentences of its settings that its model can't fill in are left out."""
+    """What the report shows of a run. Where its model can't be loaded, or can't fill in the sentences of its settings,
+    they are left out."""
     config = run.manifest.get("config", {})
     shown = ReportConfig.model_construct(**config.get("report", {}))  # of another version, maybe
     facts = collect(config, run.inputs, shown.title)
     try:
         return report.complete(facts, run.inputs, listed(shown.fill_mask))
-    except ConfigError as error:
+    except (ArtifactError, ConfigError) as error:
         print(f"note: no fill-mask: {error}", flush=True)
         return report.complete(facts, run.inputs, [])
 
 
 def open_run(folder: Path) -> Opened:
     """The run in `folder`, or, where the run has just begun or finished, in the folder beside it."""
-    other = folder.with_name(folder.name.removesuffix(artifact.PARTIAL))
+    if folder.name in ("", ".."):  # of . and /
+        folder = folder.resolve()
+    other = folder.parent / folder.name.removesuffix(artifact.PARTIAL)
     if not folder.name.endswith(artifact.PARTIAL):
-        other = folder.with_name(folder.name + artifact.PARTIAL)
+        other = folder.parent / (folder.name + artifact.PARTIAL)
     place = folder if folder.is_dir() or not other.is_dir() else other
     if not place.is_dir():
         raise ArtifactError(f"{folder}: no such folder; report takes pretrain and finetune artifacts, or settings")
@@ -107,4 +110,14 @@ def open_run(folder: Path) -> Opened:
         raise ArtifactError(
             f"{place}: a {stage or 'folder without a stage'}, not a run; report takes pretrain and finetune artifacts"
         )
+    if odd := _odd(manifest):
+        raise ArtifactError(f"{place}: {odd} of its manifest is no section; another version made it, or it was changed")
     return Opened(place, manifest)
+
+
+def _odd(manifest: dict[str, Any]) -> str | None:
+    """What should be an object of the manifest and is none."""
+    trees = {key: manifest.get(key, {}) for key in ("config", "parents", "environment", "counts", "raw", "files")}
+    if isinstance(config := trees["config"], dict):
+        trees |= {f"config.{section}": value for section, value in config.items()}
+    return next((key for key, value in trees.items() if not isinstance(value, dict)), None)

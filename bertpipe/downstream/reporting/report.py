@@ -70,19 +70,26 @@ def fill_masks(model: Path, sentences: list[str]) -> list[dict[str, Any]]:
     """The model's likeliest fillings of each sentence's one [MASK], on the CPU.
 
     Returns one {"sentence", "fillings": [{"token", "probability"}]} a sentence, the likeliest first. ConfigError when
-    a sentence has no [MASK], several, or more tokens than the model takes.
+    a sentence has no [MASK], several, or more tokens than the model takes; ArtifactError for a damaged model.
     """
     for index, sentence in enumerate(sentences):
         if sentence.count("[MASK]") != 1:
             raise ConfigError(f"report.fill_mask[{index}]: needs exactly one [MASK], got {sentence!r}")
     if not sentences:
         return []
+    from safetensors import SafetensorError
     from transformers import AutoTokenizer, pipeline
 
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    fill = pipeline(
-        "fill-mask", model=str(model), tokenizer=tokenizer, device="cpu", top_k=TOP, trust_remote_code=False
-    )
+    from bertpipe.model.encoders import UNUSABLE
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        fill = pipeline(
+            "fill-mask", model=str(model), tokenizer=tokenizer, device="cpu", top_k=TOP, trust_remote_code=False
+        )
+    except (OSError, SafetensorError, *UNUSABLE):
+        where = f"`bertpipe verify {model.parent}` says which file is missing or changed"
+        raise ArtifactError(f"{model}: no model can be loaded from it; {where}") from None
     longest = min(tokenizer.model_max_length, fill.model.config.max_position_embeddings)
     rows = []
     for index, sentence in enumerate(sentences):

@@ -107,7 +107,7 @@ def ask(finished: Finished, question: str, context: str) -> tuple[list[list[Any]
         for out in _run_all(finished, encoded.examples)
     ]
     (answer,) = kind.decide(split, encoded, _outputs(rows))
-    found = [[text, round(score, 2)] for text, score in ((answer.text, answer.score), *answer.others)]
+    found = [[text, round(score, 2)] for text, score in ((answer.text, answer.score), *answer.others) if text]
     found.append(["no answer", round(answer.score + answer.odds, 2)])
     return sorted(found, key=lambda row: -row[1]), _windows(rows)
 

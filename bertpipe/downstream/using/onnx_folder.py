@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bertpipe.artifact import PARTIAL
+from bertpipe.artifact import making
 from bertpipe.downstream.using.finished import Finished
 from bertpipe.errors import ArtifactError, ConfigError
 
@@ -43,10 +42,7 @@ def export(finished: Finished, folder: Path) -> str:
     """
     if folder.exists():
         raise ConfigError(f"--out: {folder} is there already; name another or remove it")
-    partial = folder.with_name(f"{folder.name}{PARTIAL}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with making(folder) as partial:
         _write(finished, partial)
         worst = max(_difference(finished, partial / GRAPH, *shape) for shape in _shapes(finished))
         if not worst <= BOUND:
@@ -55,9 +51,6 @@ def export(finished: Finished, folder: Path) -> str:
                 f"{BOUND:.0e} is allowed; nothing was kept"
             )
         finished.tokenizer.save_pretrained(partial)
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     size = sum(file.stat().st_size for file in folder.iterdir())
     return (
         f"{folder}: {GRAPH} for {finished.task}, {size / 1e6:.1f} MB; ONNX Runtime's outputs are torch's to "

@@ -10,13 +10,12 @@ The names are those that every version of the library reads (2 to 6).
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bertpipe import outside
-from bertpipe.artifact import write_json
+from bertpipe.artifact import making, write_json
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders
 
@@ -77,20 +76,19 @@ def write(folder: Path, model: Any, tokenizer: Any, pooling: str, normalize: boo
     """Write `folder` whole, or not at all; ConfigError if it is there already."""
     if folder.exists():
         raise ConfigError(f"--sentence-transformers: {folder} is there already; name another or remove it")
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "1_Pooling").mkdir(parents=True)
-    encoders.save(model, partial)
-    tokenizer.save_pretrained(partial)
-    steps = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if normalize else [])]
-    modules = [
-        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for n, (path, kind) in enumerate(steps)
-    ]
-    if normalize:
-        (partial / "2_Normalize").mkdir()
-    write_json(partial / "modules.json", modules)
-    write_json(partial / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
-    chosen = {key: mode == pooling for key, mode in LEGACY.items()}
-    write_json(partial / "1_Pooling" / "config.json", {"word_embedding_dimension": model.config.hidden_size} | chosen)
-    partial.replace(folder)
+    with making(folder) as partial:
+        (partial / "1_Pooling").mkdir(parents=True)
+        encoders.save(model, partial)
+        tokenizer.save_pretrained(partial)
+        steps = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if normalize else [])]
+        modules = [
+            {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for n, (path, kind) in enumerate(steps)
+        ]
+        if normalize:
+            (partial / "2_Normalize").mkdir()
+        write_json(partial / "modules.json", modules)
+        write_json(partial / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+        chosen = {key: mode == pooling for key, mode in LEGACY.items()}
+        size = {"word_embedding_dimension": model.config.hidden_size}
+        write_json(partial / "1_Pooling" / "config.json", size | chosen)
