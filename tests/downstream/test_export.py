@@ -136,8 +136,9 @@ def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch):
     assert "is there already" in failure("--model", str(source), "--out", str(source))
     assert "no folder" in failure("--model", str(tmp_path / "none"), "--out", str(tmp_path / "out"))
     config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {"architectures": ["BertLMHeadOfMine"]}))
-    assert "BertLMHeadOfMine" in failure("--model", str(source), "--out", str(tmp_path / "out"))
+    for other in ("BertLMHeadOfMine", "BertLMHeadModel", 3):
+        (source / "config.json").write_text(json.dumps(config | {"architectures": [other]}))
+        assert f"a {other}; of use here are" in failure("--model", str(source), "--out", str(tmp_path / "out"))
     (source / "config.json").write_text(json.dumps(config | {"architectures": ["BertForTokenClassification"]}))
     assert "its head is not whole (classifier.bias" in failure("--model", str(source), "--out", str(tmp_path / "out"))
     (source / "config.json").write_text(json.dumps(config))

@@ -45,8 +45,10 @@ def load(name: str) -> Finished:
 
     tokenizer = load_tokenizer_of(name, "--model")
     config = outside.read_json(name, "config.json", "--model")[1] or {}
-    own = next(iter(config.get("architectures") or ["Model"]))
+    own = str(next(iter(config.get("architectures") or ["Model"])))
     form = next((form for ending, form in USES.items() if own.endswith(ending)), None)
+    if own.endswith("LMHeadModel"):  # a decoder, which isn't the encoder that AutoModel would make of it
+        form = None
     if form is None:
         raise ConfigError(f"--model: {name}: a {own}; of use here are classes that end in {', '.join(USES)}")
     auto_class, task = form
