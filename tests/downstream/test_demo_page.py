@@ -120,6 +120,8 @@ def test_a_long_text_is_tagged_in_windows(heads):
         ("fill-mask", ("[MASK] [MASK]",), "it has 2"),
         ("text-classification", (" \n", "a second"), "text is empty"),
         ("question-answering", ("which", ""), "context is empty"),
+        ("question-answering", ("which", "a " * 30_000), "context is 60,000 characters long; 50,000 will do"),
+        ("token-classification", ("a \ud800",), "text is not UTF-8"),
     ],
 )
 def test_bad_text_is_told_of(heads, head, texts, said):

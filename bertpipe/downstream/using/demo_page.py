@@ -29,6 +29,7 @@ from bertpipe.train.dashboard import HOST, free_port
 FIRST_PORT = 7860  # gradio's
 WINDOW = 384  # tokens, as published models for SQuAD were trained
 WORD = re.compile(r"\w+|[^\w\s]")
+LONGEST = 50_000  # characters of a text
 TOP = 8  # likeliest tokens or classes shown
 
 
@@ -172,8 +173,12 @@ PAGES = {
 
 
 def answer(finished: Finished, *texts: str) -> tuple[Any, str]:
-    """What the page shows for these texts, and a note. DataError where one is missing."""
+    """What the page shows for these texts, and a note. DataError where one is missing, or can't be read."""
     page = page_of(finished)
+    for name, text in zip(page.fields, texts, strict=True):
+        if len(text) > LONGEST or any("\ud800" <= letter <= "\udfff" for letter in text):
+            what = f"{len(text):,} characters long; {LONGEST:,} will do" if len(text) > LONGEST else "not UTF-8"
+            raise DataError(f"{name.partition(' ')[0].lower()} is {what}")
     for name, text in list(zip(page.fields, texts, strict=True))[: page.needs]:
         if not text.strip():
             raise DataError(f"{name.partition(' ')[0].lower()} is empty")
