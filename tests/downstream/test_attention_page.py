@@ -399,7 +399,8 @@ def test_dark_and_on_a_phone(browser, hostile):
         pixels = "document.querySelector('.layers canvas').toDataURL()"
         dark = page.evaluate(pixels)
         page.emulate_media(color_scheme="light")
-        assert page.evaluate(colour) == "rgb(251, 251, 249)" and page.evaluate(pixels) != dark
+        page.wait_for_function(f"before => {pixels} !== before", arg=dark)  # painted in the browser's next frame
+        assert page.evaluate(colour) == "rgb(251, 251, 249)"
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         assert min(page.evaluate(DRAWN)) > 10
         page.locator("#words button").nth(9).tap()
