@@ -132,10 +132,10 @@ def test_runs_side_by_side(beside):
         return [layout.xaxis.title.text, data.map((one) => one.name), data[1].x.at(-1), data[5].x.at(-1)];
     }"""
     for expected, last in (("optimizer step", 240), ("tokens seen", 240 * 8_050), ("hours of training", 0.05)):
+        page.locator("[data-figure=figure-throughput] .xtitle").filter(has_text=expected).wait_for()
         axis, names, *ends = page.evaluate(shown)
         assert axis == expected and ends == pytest.approx([last] * 2)
         assert names == ["A training", "A", "B training", "B", "B, longer sequences", "unigram cross-entropy"]
-        assert page.locator("[data-figure=figure-throughput] .xtitle").text_content() == expected
         page.locator("input[name=axis]:checked").press("ArrowRight")
     assert silent(beside)
 
@@ -153,7 +153,9 @@ def test_dark_and_on_a_phone(request, which):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
     page.wait_for_function("() => document.querySelector('[data-figure=figure-loss] svg').clientWidth < 390")
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    assert page.evaluate("document.scrollingElement.scrollWidth") == PHONE["width"]
+    page.wait_for_function(
+        f"() => document.scrollingElement.scrollWidth === {PHONE['width']}"
+    )  # plots follow by and by
     assert min(drawn(page).values()) > 0 and silent(found)
 
 
