@@ -175,3 +175,11 @@ def orders(source: ExampleSlots, steps: range, slots: int) -> Iterator[list[int]
     for step in steps:
         ids = torch.cat([slot.example_ids for slot in source.slots(step, 0, slots)])
         yield torch.unique_consecutive(ids).tolist()
+
+
+def settle(threads: int) -> None:
+    """Settings of this process that both sides share: offline, without the libraries' talk, so many threads."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.set_num_threads(threads)
+    tr.logging.set_verbosity_error()
+    tr.logging.disable_progress_bar()

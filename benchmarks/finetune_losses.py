@@ -197,7 +197,6 @@ def run_losses(options: argparse.Namespace) -> bool:
 
 
 def main() -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reader.add_argument("--model", help="a checkpoint's folder")
     reader.add_argument("--heads", nargs="+", choices=ROWS)
@@ -206,9 +205,7 @@ def main() -> None:
     reader.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     reader.add_argument("--out", type=Path, help="folder for the JSON (default: results/)")
     options = reader.parse_args()
-    torch.set_num_threads(options.threads)
-    tr.logging.set_verbosity_error()
-    tr.logging.disable_progress_bar()
+    baseline.settle(options.threads)
     raise SystemExit(0 if run_losses(options) else 1)
 
 

@@ -226,7 +226,6 @@ def summarise(facts: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reader.add_argument("--model", required=True, help="a checkpoint's folder")
     reader.add_argument(
@@ -243,9 +242,7 @@ def main() -> None:
     reader.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     reader.add_argument("--out", type=Path, help="folder for the JSON (default: results/)")
     options = reader.parse_args()
-    torch.set_num_threads(options.threads)
-    tr.logging.set_verbosity_error()
-    tr.logging.disable_progress_bar()
+    baseline.settle(options.threads)
     raise SystemExit(0 if run_scores(options) else 1)
 
 

@@ -32,6 +32,11 @@ class Labelled(Objective):
         raise NotImplementedError
 
 
+def problem_of(config: Any) -> str:
+    """`problem_type` of a stock config, as its class guesses it where that is silent: one output is a number."""
+    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+
+
 class SequenceLabel(Labelled):
     """Whole sequences on a stock head: classification (cross-entropy), multi-label classification (the mean over the
     labels of each one's binary cross-entropy) or regression (squared error), by the stock config's `problem_type`."""
@@ -67,9 +72,8 @@ class SequenceLabel(Labelled):
 
     @property
     def problem(self) -> str:
-        """As the stock class guesses it where its config is silent: one output is a number."""
-        config = self.model.config
-        return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+        """See `problem_of`."""
+        return problem_of(self.model.config)
 
     def count(self, batch: Any) -> int:
         """Sequences."""

@@ -16,6 +16,10 @@ HEADS = {
         "BertForSequenceClassification",
         {"id2label": dict(enumerate("abcd")), "problem_type": "multi_label_classification"},
     ),
+    "one label": (
+        "BertForSequenceClassification",
+        {"num_labels": 1, "problem_type": "multi_label_classification"},
+    ),
     "regression": ("BertForSequenceClassification", {"num_labels": 1, "problem_type": "regression"}),
     "token-classification": ("BertForTokenClassification", {"id2label": dict(enumerate(TAGS))}),
     "question-answering": ("BertForQuestionAnswering", {}),

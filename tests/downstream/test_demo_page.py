@@ -52,6 +52,8 @@ def test_classes_labels_and_numbers(heads):
         assert found == pytest.approx(dict(zip(("bad", "so so", "good"), shares.tolist(), strict=True)), rel=1e-5)
     found, _ = demo_page.answer(heads["multi-label"], "the value", "")
     assert list(found.values()) == pytest.approx(logits(heads["multi-label"], "the value").sigmoid().tolist(), rel=1e-5)
+    (share,) = demo_page.answer(heads["one label"], "the value", "")[0].values()
+    assert share == pytest.approx(float(logits(heads["one label"], "the value").sigmoid()), rel=1e-5)
     number, _ = demo_page.answer(heads["regression"], "the value", "")
     assert number == pytest.approx(float(logits(heads["regression"], "the value")), rel=1e-5)
 

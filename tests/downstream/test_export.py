@@ -19,7 +19,7 @@ from tests.downstream.heads import HEADS, write_head
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 ROOT = Path(__file__).parents[2]
 WORDS = TEXT.split()
-SAME_CLASS = ("multi-label", "regression")  # as text-classification
+SAME_CLASS = ("multi-label", "one label", "regression")  # as text-classification
 FAMILIES = {
     "roberta": lambda n, sizes: tr.RobertaForMaskedLM(tr.RobertaConfig(vocab_size=n, **sizes)),
     "modernbert": lambda n, sizes: tr.ModernBertForMaskedLM(

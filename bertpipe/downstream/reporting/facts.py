@@ -90,12 +90,10 @@ def pretraining(folder: Path, manifest: dict[str, Any], config: dict[str, Any], 
     figures = {key: held[-1][key] for key in (held[-1] if growing and held else {}) if key != "step"}
     figures |= manifest.get("counts", {})
     figures |= {"processor": manifest.get("environment", {}).get("processor")}
+    memory = [row["memory_bytes"] for row in speed if is_number(row.get("memory_bytes"))]
     for key, value in (
         *((key, median(speed, key)) for key in ("tokens_per_second", "mfu", "data_wait_share")),
-        (
-            "memory_bytes",
-            max((row["memory_bytes"] for row in speed if is_number(row.get("memory_bytes"))), default=None),
-        ),
+        ("memory_bytes", max(memory, default=None)),
         ("tokens", train[-1].get("tokens") if train else None),
         ("train_seconds", speed[-1].get("seconds") if speed and growing else None),
     ):
@@ -120,11 +118,12 @@ def pretraining(folder: Path, manifest: dict[str, Any], config: dict[str, Any], 
         "phases": phase_rows(settings, steps, train, held, speed),
     }
     if growing:
-        written = [path.stat().st_mtime for path in (folder / "metrics.jsonl",) if path.is_file()]
+        record = folder / "metrics.jsonl"
+        written = datetime.fromtimestamp(record.stat().st_mtime, UTC) if record.is_file() else None
         facts["unfinished"] = {
             "step": train[-1]["step"] if train else 0,
             "steps": steps or settings.get("steps"),
-            "written": datetime.fromtimestamp(written[0], UTC).isoformat(timespec="seconds") if written else None,
+            "written": written.isoformat(timespec="seconds") if written else None,
         }
     return facts
 

@@ -24,6 +24,7 @@ from bertpipe.downstream.tasks.kind import Outputs, Split
 from bertpipe.downstream.tasks.kinds import KINDS
 from bertpipe.downstream.using.finished import Finished
 from bertpipe.errors import ConfigError, DataError
+from bertpipe.model.labelled import problem_of
 from bertpipe.train.dashboard import HOST, free_port
 
 FIRST_PORT = 7860  # gradio's
@@ -48,19 +49,13 @@ def fill_mask(finished: Finished, text: str) -> tuple[dict[str, float], str]:
 
 def classify(finished: Finished, text: str, second: str = "") -> tuple[dict[str, float] | float, str]:
     """Of each class its probability, of several labels each its own; of a regression the number."""
-    config = finished.model.config
+    config, problem = finished.model.config, problem_of(finished.model.config)
     encoding, note = _encode(finished, text, second)
     logits = _run(finished, encoding).logits[0]
-    if _is_regression(finished):
+    if problem == "regression":
         return float(logits[0]), note
-    several = config.problem_type == "multi_label_classification"
-    shares = logits.sigmoid() if several else logits.softmax(-1)
+    shares = logits.sigmoid() if problem == "multi_label_classification" else logits.softmax(-1)
     return {config.id2label[i]: share for i, share in enumerate(shares.tolist())}, note
-
-
-def _is_regression(finished: Finished) -> bool:
-    config = finished.model.config
-    return config.problem_type == "regression" or config.num_labels == 1
 
 
 def tag(finished: Finished, text: str) -> tuple[list[tuple[str, str | None]], str]:
@@ -175,13 +170,16 @@ PAGES = {
 def answer(finished: Finished, *texts: str) -> tuple[Any, str]:
     """What the page shows for these texts, and a note. DataError where one is missing, or can't be read."""
     page = page_of(finished)
-    for name, text in zip(page.fields, texts, strict=True):
-        if len(text) > LONGEST or any("\ud800" <= letter <= "\udfff" for letter in text):
-            what = f"{len(text):,} characters long; {LONGEST:,} will do" if len(text) > LONGEST else "not UTF-8"
-            raise DataError(f"{name.partition(' ')[0].lower()} is {what}")
-    for name, text in list(zip(page.fields, texts, strict=True))[: page.needs]:
-        if not text.strip():
-            raise DataError(f"{name.partition(' ')[0].lower()} is empty")
+    for number, (name, text) in enumerate(zip(page.fields, texts, strict=True)):
+        wrong = ""
+        if number < page.needs and not text.strip():
+            wrong = "empty"
+        elif len(text) > LONGEST:
+            wrong = f"{len(text):,} characters long; {LONGEST:,} will do"
+        elif any("\ud800" <= letter <= "\udfff" for letter in text):
+            wrong = "not UTF-8"
+        if wrong:
+            raise DataError(f"{name.partition(' ')[0].lower()} is {wrong}")
     return page.answer(finished, *texts)
 
 
@@ -266,6 +264,6 @@ def _result(gradio: Any, finished: Finished) -> Any:
     if finished.task == "question-answering":
         headers, widths = ["Answer", "Score (logits)"], ["75%", "25%"]
         return gradio.Dataframe(headers=headers, column_widths=widths, wrap=True, label="Answers", elem_id="result")
-    if finished.task == "text-classification" and _is_regression(finished):
+    if finished.task == "text-classification" and problem_of(finished.model.config) == "regression":
         return gradio.Number(label="Score", interactive=False, elem_id="result")
     return gradio.Label(label="Probabilities", num_top_classes=TOP, elem_id="result")

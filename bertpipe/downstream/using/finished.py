@@ -7,17 +7,17 @@ from typing import Any
 
 from bertpipe import outside
 from bertpipe.downstream.finetuning.training import load_tokenizer_of
+from bertpipe.downstream.tasks.kinds import KINDS
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders
+from bertpipe.model.labelled import HEADS_OF
 
 ENCODER = "feature-extraction"
+_TUNED = {HEADS_OF[kind.head].auto_class: kind.pipeline for kind in KINDS.values()}
 USES = {
     "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
     "ForPreTraining": ("AutoModelForMaskedLM", "fill-mask"),
-    "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
-    "ForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
-    "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering"),
-    "ForMultipleChoice": ("AutoModelForMultipleChoice", "multiple-choice"),
+    **{auto_class.removeprefix("AutoModel"): (auto_class, task) for auto_class, task in _TUNED.items()},
     "Model": ("AutoModel", ENCODER),
 }
 """How the name of a stock class ends: the auto class that loads it, and the Hub's word for what it does."""
