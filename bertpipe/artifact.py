@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -339,8 +340,11 @@ def processor() -> str:
     return platform.machine()
 
 
+@functools.cache
 def environment() -> dict[str, str]:
-    """Versions of what results depend on, as recorded in every manifest."""
+    """Versions of what results depend on, as recorded in every manifest; read once, for that takes long enough to hold
+    up a thread that trains.
+    """
     names = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "pyarrow", "sentencex")
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     found["processor"] = f"{processor()}, {os.cpu_count()} cores"

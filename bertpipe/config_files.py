@@ -41,8 +41,9 @@ def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Conf
     for origin, value in [*((str(path), tree) for path, tree in trees.items()), *((f"--{n}", t) for n, t in flags)]:
         _check_texts(value, origin)
     try:
-        resolved = _whole_parser().parse_args([word for _, words in arguments for word in words]).as_dict()
-        resolved.pop("config")
+        words = [word for _, some in arguments for word in some]
+        resolved = _whole_parser().parse_args(words, defaults=False).as_dict()  # Config has them, and sooner
+        resolved.pop("config", None)
         refuse(resolved)
         return Config(**resolved)
     except ArgumentError as error:

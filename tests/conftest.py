@@ -1,9 +1,12 @@
 """What several test files need: small real shards, the folder of real data, offline libraries."""
 
+import contextlib
 import itertools
 import os
+import shutil
 import signal
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -51,6 +54,24 @@ def shards(tmp_path):
     """Training split of small shards: 300 documents of 1 to 90 tokens in several shards."""
     lengths = np.random.default_rng(1).integers(1, 90, 300).tolist()
     return TokenShards(write_shards(tmp_path / "shards", lengths), "train")
+
+
+@contextlib.contextmanager
+def in_memory() -> Iterator[Path]:
+    """A folder in memory where there is room, for files that are made and deleted by the hundred thousand: on a disk
+    each takes longer than the one before.
+    """
+    shared = Path("/dev/shm")
+    roomy = shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > 1 << 30
+    with tempfile.TemporaryDirectory(dir=shared if roomy else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """`in_memory` as a fixture."""
+    with in_memory() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
-"""Start the real command as several processes, quickly: forked from a server that has imported everything already.
+"""Start the real command as one or several processes, quickly: forked from a server that has imported it all already.
 
-The processes meet through gloo as under torchrun, whose environment variables they are given; only the launcher and
-its restarts are missing. Each can be signalled or killed by itself.
+Several meet through gloo as under torchrun, whose environment variables they are given; only the launcher and its
+restarts are missing. Each can be signalled or killed by itself.
 """
 
 import atexit
@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["bertpipe.cli", "bertpipe.pipeline", "bertpipe.train.pretrain", "transformers.models.bert", "tests.launch"]
+PRELOAD = ["tests.imported"]
 SECONDS = 240  # after which a launch that hangs fails its test
 
 
@@ -33,7 +34,8 @@ def free_port() -> int:
 
 
 def serve(arguments: list[str], environment: dict[str, str], out: str, hook: Any) -> None:
-    """One process: the command with a launcher's environment, its output in a file."""
+    """One process: the command with this environment, its output in a file."""
+    os.environ.clear()
     os.environ.update(environment)
     os.setpgid(0, 0)
     for number, name in ((1, f"{out}.out"), (2, f"{out}.err")):
@@ -44,9 +46,25 @@ def serve(arguments: list[str], environment: dict[str, str], out: str, hook: Any
     if hook is not None:
         hook(int(environment["RANK"]))
     code = main(arguments)
+    atexit._run_exitfuncs()  # which a forked process leaves out
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run `bertpipe ARGUMENTS` to its end, with this process's environment; what it printed is in the result."""
+    with tempfile.TemporaryDirectory(prefix="command-") as folder:
+        given, out = [*map(str, arguments)], Path(folder) / "said"
+        process = server().Process(target=serve, args=(given, dict(os.environ), str(out), None))
+        process.start()
+        process.join(SECONDS)
+        hung = process.is_alive()
+        process.kill()
+        process.join()
+        printed, errors = (out.with_suffix(ending).read_text() for ending in (".out", ".err"))
+        assert not hung, f"bertpipe {' '.join(given)} hung:\n{errors}"
+        return subprocess.CompletedProcess(["bertpipe", *given], process.exitcode, printed, errors)
 
 
 @dataclass
@@ -101,7 +119,7 @@ def launch(world: int, *arguments: str | Path, hook: Any = None, **environment: 
     for rank in range(world):
         own = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world)}
         own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        own |= {"CUDA_VISIBLE_DEVICES": "", **environment}
+        own = os.environ | own | {"CUDA_VISIBLE_DEVICES": "", **environment}
         processes.append(
             context.Process(target=serve, args=([*map(str, arguments)], own, str(folder / f"rank-{rank}"), hook))
         )

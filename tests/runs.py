@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import launch
+
 TINY = """
 corpus: {sources: SOURCES, txt_documents: line, min_chars: 5, holdout: 0.1}
 tokenizer: {vocab_size: 120, model_max_length: 64}
@@ -39,10 +41,17 @@ def prepare(folder: Path, num_documents: int = 400) -> Path:
 
 
 def bertpipe(*arguments: str | Path, check: bool = True, **more: str | None) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own; `more` sets environment variables, or with None takes them away."""
-    command = [sys.executable, "-m", "bertpipe.cli", *map(str, arguments)]
-    environment = {name: value for name, value in (os.environ | more).items() if value is not None}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    """Run the command in a process of its own; `more` sets environment variables, or with None takes them away.
+
+    Libraries read theirs as they are imported, so with `more` it is a new interpreter, and otherwise a fork of one that
+    has imported them.
+    """
+    if more:
+        command = [sys.executable, "-m", "bertpipe.cli", *map(str, arguments)]
+        environment = {name: value for name, value in (os.environ | more).items() if value is not None}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    else:
+        done = launch.command(*arguments)
     assert not check or done.returncode == 0, done.stderr + done.stdout
     return done
 

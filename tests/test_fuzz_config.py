@@ -107,9 +107,9 @@ def check(path: Path, flags: Sequence[tuple[str, str]] = (), times: int = 2) -> 
 
 
 @tiers
-def test_any_file_is_a_config_that_reads_back_or_one_line(tmp_path, monkeypatch, cases):
-    monkeypatch.chdir(tmp_path)  # where a payload would leave its file
-    path = tmp_path / "c.yaml"
+def test_any_file_is_a_config_that_reads_back_or_one_line(memory_path, monkeypatch, cases):
+    monkeypatch.chdir(memory_path)  # where a payload would leave its file
+    path = memory_path / "c.yaml"
     taken = 0
     for number in range(cases):
         rng = random.Random(number)
@@ -122,7 +122,7 @@ def test_any_file_is_a_config_that_reads_back_or_one_line(tmp_path, monkeypatch,
         except Exception as error:
             error.add_note(f"case {number}: {data!r}")
             raise
-    assert not (tmp_path / "pwned").exists()
+    assert not (memory_path / "pwned").exists()
     assert cases / 10 < taken < cases * 9 / 10, "the grammar should make good files and bad ones"
 
 

@@ -8,7 +8,6 @@ compared.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -44,12 +43,6 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-@functools.cache
-def _environment() -> dict[str, str]:
-    """Read once: parsing it holds up the thread that trains."""
-    return artifact.environment()
-
-
 def seal(folder: Path, step: int, run: str, wall_seconds: float, flushed: dict[str, str], **facts: Any) -> None:
     """Flush all that lies in `folder`, then its manifest. `flushed`: the sha256 of the files that are already."""
     files = {}
@@ -66,7 +59,7 @@ def seal(folder: Path, step: int, run: str, wall_seconds: float, flushed: dict[s
         "counts": {"step": step},
         "wall_seconds": round(wall_seconds, 1),
         "code_version": __version__,
-        "environment": _environment(),
+        "environment": artifact.environment(),
         "files": files,
     }
     write_text(folder / artifact.MANIFEST, _render(body | {"digest": artifact.digest(body)}))

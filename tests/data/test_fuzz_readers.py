@@ -268,12 +268,12 @@ def balance(folder: Path, config: CorpusConfig, items: list[Document | Bad]) -> 
 
 
 @tiers
-def test_damaged_files_give_exact_documents_or_errors_and_the_ledger_balances(tmp_path, cases):
+def test_damaged_files_give_exact_documents_or_errors_and_the_ledger_balances(memory_path, cases):
     """Each file by itself, and each forty of one configuration together through the stage."""
     batches: dict[str, list] = {"file": [], "line": []}
     for number in range(cases):
         name, data, config = make_case(number)
-        folder = tmp_path / config.txt_documents
+        folder = memory_path / config.txt_documents
         folder.mkdir(exist_ok=True)
         path = folder / name.replace("x", f"x{number:06d}", 1)
         try:

@@ -26,7 +26,7 @@ from bertpipe.data.batches import MaskedSlots, PackedBatch, load
 from bertpipe.data.masking import Masking, Vocabulary
 from bertpipe.data.order import Order
 from bertpipe.data.shards import TokenShards
-from tests.conftest import SPECIAL_IDS, VOCAB_SIZE, write_shards
+from tests.conftest import SPECIAL_IDS, VOCAB_SIZE, in_memory, write_shards
 
 SLOTS = 4  # of a step
 STEPS = 18  # of the run: four epochs and a bit
@@ -299,17 +299,17 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory) -> Path:
+def scene() -> Iterator[Path]:
     """Shards, and what an uninterrupted run on one process sees of them."""
-    folder = tmp_path_factory.mktemp("machine")
-    write_shards(folder / "shards", LENGTHS, shard_tokens=300)
-    Machine.folder = folder
-    run = Run(folder, 1, 0, None)
-    Machine.expected = [run.next() for _ in range(STEPS)]
-    assert run.next() is None and len(set(Machine.expected)) == STEPS
-    Machine.ends = [end for epoch in range(1, 6) if (end := run.first_of(epoch)) < STEPS]
-    assert Machine.ends[0] >= 4 and len(Machine.ends) >= 3
-    return folder
+    with in_memory() as folder:
+        write_shards(folder / "shards", LENGTHS, shard_tokens=300)
+        Machine.folder = folder
+        run = Run(folder, 1, 0, None)
+        Machine.expected = [run.next() for _ in range(STEPS)]
+        assert run.next() is None and len(set(Machine.expected)) == STEPS
+        Machine.ends = [end for epoch in range(1, 6) if (end := run.first_of(epoch)) < STEPS]
+        assert Machine.ends[0] >= 4 and len(Machine.ends) >= 3
+        yield folder
 
 
 def live(driver: type[Run], runs: int, **more) -> None:

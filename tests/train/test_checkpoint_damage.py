@@ -27,18 +27,24 @@ from bertpipe.train import checkpoint, checkpoint_files
 from bertpipe.train.optim import Optimizer
 from tests import saved
 from tests.crashes import Changes, in_child, quiet
+from tests.fuzz import tiers
 from tests.train.test_pretrain import config, inputs, run  # noqa: F401
 
 FIFTH = "step-00000005"
 MESSAGE = re.compile(r"^[^\n]*/step-00000003: not written: [^\n]+; a checkpoint takes [\d,]+ bytes, [\d,]+ are free$")
 
 
+def two_checkpoints(folder: Path) -> Path:
+    """A run below `folder` with checkpoints of steps 4 and 5."""
+    checkpoints, model, optimizer = saved.make(folder / "run")
+    saved.save_steps(checkpoints, model, optimizer, 4, 5)
+    return folder / "run"
+
+
 @pytest.fixture
 def two(tmp_path) -> Path:
-    """A run with checkpoints of steps 4 and 5."""
-    checkpoints, model, optimizer = saved.make(tmp_path / "run")
-    saved.save_steps(checkpoints, model, optimizer, 4, 5)
-    return tmp_path / "run"
+    """Such a run."""
+    return two_checkpoints(tmp_path)
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -448,10 +454,7 @@ def fuzz(folder: Path, cases: int) -> None:
     assert refused > 0.8 * cases, refused
 
 
-def test_a_thousand_checkpoints_changed_at_random(two):
-    assert in_child(lambda: fuzz(two, 1000)) == 0
-
-
-@pytest.mark.torture
-def test_a_hundred_thousand_checkpoints_changed_at_random(two):
-    assert in_child(lambda: fuzz(two, 100_000)) == 0
+@tiers
+def test_checkpoints_changed_at_random(memory_path, cases):
+    two = two_checkpoints(memory_path)
+    assert in_child(lambda: fuzz(two, cases)) == 0
