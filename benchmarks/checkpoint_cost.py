@@ -19,56 +19,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import Data, machine, measured_run, prepare, real_data, spread, write_result
+from common import (
+    Data,
+    Windows,
+    machine,
+    measured_run,
+    num_steps,
+    prepare,
+    pretrain_by,
+    real_data,
+    spread,
+    write_result,
+)
 
 from bertpipe.artifact import list_files
 from bertpipe.config import ModelConfig, RuntimeConfig
-from bertpipe.train import loop, pretrain
+from bertpipe.train import loop
 
 EVERY_SECONDS = 300.0  # between two checkpoints, for the share
-
-
-class EnoughError(Exception):
-    """All rounds are measured."""
-
-
-class Windows:
-    """A StepSource that times windows of steps and saves at the beginning of some."""
-
-    def __init__(self, source: Any, save: Any, wait: Any, options: argparse.Namespace):
-        self.source, self.save, self.wait, self.options = source, save, wait, options
-        self.begun, self.saving = 0.0, False
-        self.copied = list[float]()
-        self.seconds: dict[bool, list[float]] = {False: [], True: []}
-
-    def slots(self, step: int, first: int, last: int) -> list[Any]:
-        """The batch of a step; whatever came before it is finished."""
-        if step == 1:
-            self.save(step)
-            self.wait()
-        window, within = divmod(step - self.options.warmup, self.options.steps)
-        if window >= 0 and within == 0:
-            self.turn(step, window)
-        return self.source.slots(step, first, last)
-
-    def turn(self, step: int, window: int) -> None:
-        """End a window, begin the next."""
-        if window > 0:
-            self.wait()  # the write is part of the window it began in
-            self.seconds[self.saving].append(time.perf_counter() - self.begun)
-            if window % 2 == 0:
-                print(f"  round {window // 2}/{self.options.rounds}: {self.last_cost():+.2f} s", flush=True)
-        if window == 2 * self.options.rounds:
-            raise EnoughError
-        self.saving = window % 4 in (0, 3)
-        self.begun = time.perf_counter()
-        if self.saving:
-            self.save(step)
-            self.copied.append(time.perf_counter() - self.begun)
-
-    def last_cost(self) -> float:
-        """Seconds, of the last pair."""
-        return self.seconds[True][-1] - self.seconds[False][-1]
 
 
 def measure(options: argparse.Namespace, data: Data, work: Path) -> dict[str, Any]:
@@ -77,11 +45,12 @@ def measure(options: argparse.Namespace, data: Data, work: Path) -> dict[str, An
         ModelConfig(preset=options.preset),
         options.tokens_per_step,
         RuntimeConfig(root=str(work), threads=options.threads, device="cpu"),
-        steps=options.warmup + 2 * options.rounds * options.steps + 1,
+        steps=num_steps(options),
         sequence_length=options.length,
         slot_tokens=options.slot_tokens,
     )
-    fit, windows, written, facts = loop.fit, list[Windows](), list[float](), dict[str, Any]()
+    fit, windows, written, copied = loop.fit, list[Windows](), list[float](), list[float]()
+    facts: dict[str, Any] = {}
 
     def timed(objective: Any, source: Any, optimizer: Any, settings: Any, place: Any, record: Any, *rest: Any) -> Any:
         checkpoints = rest[1]
@@ -92,12 +61,23 @@ def measure(options: argparse.Namespace, data: Data, work: Path) -> dict[str, An
             write(snapshot)
             written.append(time.perf_counter() - started)
 
-        def save(step: int) -> None:
-            state = {"tokens": 0, "seconds": 0.0, "positions": record.positions(), "place": place.facts()}
-            checkpoints.save(step, objective.model, optimizer, state)
+        def save(step: int, saving: bool) -> None:
+            if saving:
+                started = time.perf_counter()
+                state = {"tokens": 0, "seconds": 0.0, "positions": record.positions(), "place": place.facts()}
+                checkpoints.save(step, objective.model, optimizer, state)
+                copied.append(time.perf_counter() - started)
+
+        class WarmedUp(Windows):
+            def slots(self, step: int, first: int, last: int) -> list[Any]:
+                """Saves before the first window too."""
+                if step == 1:
+                    save(step, True)
+                    checkpoints.wait()
+                return super().slots(step, first, last)
 
         checkpoints._write = watched
-        windows.append(Windows(source, save, checkpoints.wait, options))
+        windows.append(WarmedUp(source, options, save, checkpoints.wait))  # a write is part of the window it began in
         try:
             return fit(objective, windows[0], optimizer, settings, place, record)
         finally:
@@ -105,22 +85,15 @@ def measure(options: argparse.Namespace, data: Data, work: Path) -> dict[str, An
             facts["bytes"] = sum(path.stat().st_size for path in list_files(checkpoints.steps()[-1]))
             facts["place"] = place.facts()
 
-    loop.fit = timed
-    try:
-        pretrain.run(cfg, {"tokenizer": data.tokenizer, "shards": data.shards}, work / "run", {})
-    except EnoughError:
-        pass
-    finally:
-        loop.fit = fit
-    seconds = windows[0].seconds
-    cost = [saving - plain for saving, plain in zip(seconds[True], seconds[False], strict=True)]
+    pretrain_by(timed, cfg, data, work / "run")
+    seconds, cost = windows[0].seconds, windows[0].costs()
     median = spread(cost)["median"]
     return facts | {
         "share_every_5_minutes": median / EVERY_SECONDS,
         "cost_seconds": spread(cost),
         "window_seconds_without": spread(seconds[False]),
         "window_seconds_with": spread(seconds[True]),
-        "copy_seconds": spread(windows[0].copied),
+        "copy_seconds": spread(copied[1:]),
         "write_seconds": spread(written[1:]),
         "steps_per_window": options.steps,
         "tokens_per_step": options.tokens_per_step,

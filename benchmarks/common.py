@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from bertpipe.config import (
     TrainConfig,
 )
 from bertpipe.pipeline import Pipeline
+from bertpipe.train import loop, pretrain
 
 RESULTS = Path(__file__).parent / "results"
 NEVER = 10**9  # steps between two of what must not happen while something is measured
@@ -111,6 +113,66 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on, and how busy it was."""
     cores = len(os.sched_getaffinity(0))
     return {"system": platform.platform(), "processor": processor(), "cores": cores, "load": os.getloadavg()}
+
+
+class EnoughError(Exception):
+    """All rounds are measured."""
+
+
+class Windows:
+    """A StepSource that cuts a run's steps into windows of equal length and times them.
+
+    In one of each pair of neighbours, by turns the first and the second, something is done beside training: `begin`,
+    called with the step and whether it is this one, starts it, and `end` waits for what it left, so that its cost stays
+    in its window; also before the first.
+    """
+
+    def __init__(self, source: Any, options: Any, begin: Callable[[int, bool], None], end: Callable[[], None]):
+        """`options`: `warmup` steps before the first window, `steps` of a window, `rounds` of pairs."""
+        self.source, self.options, self.begin, self.end = source, options, begin, end
+        self.begun, self.doing = 0.0, False
+        self.seconds: dict[bool, list[float]] = {False: [], True: []}
+
+    def slots(self, step: int, first: int, last: int) -> list[Any]:
+        """The batch of a step; whatever came before it is finished."""
+        window, within = divmod(step - self.options.warmup, self.options.steps)
+        if window >= 0 and within == 0:
+            self._turn(step, window)
+        return self.source.slots(step, first, last)
+
+    def _turn(self, step: int, window: int) -> None:
+        """End a window, begin the next."""
+        self.end()
+        if window > 0:
+            self.seconds[self.doing].append(time.perf_counter() - self.begun)
+            if window % 2 == 0:
+                cost = self.seconds[True][-1] - self.seconds[False][-1]
+                print(f"  round {window // 2}/{self.options.rounds}: {cost:+.2f} s", flush=True)
+        if window == 2 * self.options.rounds:
+            raise EnoughError
+        self.doing = window % 4 in (0, 3)
+        self.begun = time.perf_counter()
+        self.begin(step, self.doing)
+
+    def costs(self) -> list[float]:
+        """Seconds that the deed took off training, of each pair."""
+        return [done - plain for done, plain in zip(self.seconds[True], self.seconds[False], strict=True)]
+
+
+def num_steps(options: Any) -> int:
+    """Steps of a run in windows."""
+    return options.warmup + 2 * options.rounds * options.steps + 1
+
+
+def pretrain_by(fit: Callable[..., Any], cfg: Config, data: Data, out: Path) -> None:
+    """The pretrain stage with `fit` in place of the loop's, until it ends or has enough."""
+    original = loop.fit
+    loop.fit = fit
+    try:
+        with contextlib.suppress(EnoughError):
+            pretrain.run(cfg, {"tokenizer": data.tokenizer, "shards": data.shards}, out, {})
+    finally:
+        loop.fit = original
 
 
 class Held:

@@ -45,7 +45,7 @@ def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Conf
         resolved = _whole_parser().parse_args(words, defaults=False).as_dict()  # Config has them, and sooner
         resolved.pop("config", None)
         refuse(resolved)
-        return Config(**resolved)
+        return Config(**_at_home(resolved))
     except ArgumentError as error:
         message = _plainly(str(error))
         origin = "" if re.match(r"[\w.]+: ", message) else f"{_culprit(arguments)}: "
@@ -61,6 +61,15 @@ def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Conf
         raise ConfigError(f"{key}: {reason}, got {_clip(repr(first['input']))}") from None
     except UNREADABLE as error:
         raise ConfigError(f"{_culprit(arguments)}: a value can't be read ({_clip(repr(error))})") from None
+
+
+def _at_home(value: Any) -> Any:
+    """The same settings, texts that begin with `~/` as a shell reads them: in files and between quotes it doesn't."""
+    if isinstance(value, dict):
+        return {key: _at_home(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_at_home(inner) for inner in value]
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _flag_tree(name: str, text: str) -> dict[str, Any]:

@@ -123,6 +123,21 @@ def test_checkpoint_cost_compares_windows_with_and_without_a_save(tmp_path):
     assert f"{result['bytes']:,} bytes a checkpoint" in printed
 
 
+@pytest.mark.slow
+def test_tracker_cost_compares_windows_with_and_without_trackers(tmp_path):
+    result, printed = run("tracker_cost.py", tmp_path, "--quick --threads 1")
+    assert list(result["rows"]) == ["wandb + tensorboard + trackio", "hangs", "10 s a line", "fails"]
+    for name, row in result["rows"].items():
+        cost = [
+            a - b
+            for a, b in zip(row["window_seconds_with"]["values"], row["window_seconds_without"]["values"], strict=True)
+        ]
+        assert row["cost_seconds"]["values"] == pytest.approx(cost, abs=1e-4) and len(cost) == 2
+        assert row["record_complete"] and row["steps"] == 90
+        assert row["exit_seconds"] < 30 and (row["exit_seconds"] > 19) == (name in ("hangs", "10 s a line"))
+        assert f"| {name} | {row['share']:+.2%} |" in printed
+
+
 def test_plan_start_gives_a_step_drawn_at_random_and_torture_can_read_it(tmp_path):
     result, printed = run("plan_start.py", tmp_path, "--tokens 3000000 --starts 2")
     assert result["steps"] == 3_000_000 // 32_768 and "3,000,000 tokens" in printed

@@ -28,6 +28,18 @@ def test_no_files_and_no_flags_are_the_defaults():
     assert read_config([], []) == Config()
 
 
+def test_paths_at_home_are_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = write(
+        tmp_path,
+        "a.yaml",
+        "runtime: {root: ~/runs}\nfinetune: {task: {kind: regression, text: t, label: l, data: {train: ~/a b.csv}}}\n",
+    )
+    cfg = read_config([file], [("corpus.sources", "[~/texts/*.txt, ./~/x.txt, a~/b.txt]")])
+    assert cfg.runtime.root == f"{tmp_path}/runs" and cfg.finetune.task.data == {"train": f"{tmp_path}/a b.csv"}
+    assert cfg.corpus.sources == [f"{tmp_path}/texts/*.txt", "./~/x.txt", "a~/b.txt"]
+
+
 def test_a_resolved_config_reads_back_the_same(tmp_path):
     import yaml
 

@@ -58,6 +58,14 @@ def test_classes_labels_and_numbers(heads):
     assert number == pytest.approx(float(logits(heads["regression"], "the value")), rel=1e-5)
 
 
+def test_classes_of_one_name_are_told_apart(heads, monkeypatch):
+    one = heads["text-classification"]
+    monkeypatch.setattr(one.model.config, "id2label", {0: "bad", 1: "good", 2: "good"})
+    found, _ = demo_page.answer(one, "the value is used", "")
+    assert list(found) == ["bad", "good (1)", "good (2)"]
+    assert list(found.values()) == pytest.approx(logits(one, "the value is used").softmax(-1).tolist(), rel=1e-5)
+
+
 def test_each_word_has_the_tag_of_its_first_token(heads):
     one, text = heads["token-classification"], "the encodings,  the value valued"
     found, note = demo_page.answer(one, text)

@@ -48,14 +48,17 @@ def fill_mask(finished: Finished, text: str) -> tuple[dict[str, float], str]:
 
 
 def classify(finished: Finished, text: str, second: str = "") -> tuple[dict[str, float] | float, str]:
-    """Of each class its probability, of several labels each its own; of a regression the number."""
+    """Of each class its probability, of several labels each its own; of a regression the number. Where two classes have
+    one name, their numbers tell them apart."""
     config, problem = finished.model.config, problem_of(finished.model.config)
     encoding, note = _encode(finished, text, second)
     logits = _run(finished, encoding).logits[0]
     if problem == "regression":
         return float(logits[0]), note
     shares = logits.sigmoid() if problem == "multi_label_classification" else logits.softmax(-1)
-    return {config.id2label[i]: share for i, share in enumerate(shares.tolist())}, note
+    names = [config.id2label[i] for i in range(len(shares))]
+    shown = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
+    return dict(zip(shown, shares.tolist(), strict=True)), note
 
 
 def tag(finished: Finished, text: str) -> tuple[list[tuple[str, str | None]], str]:

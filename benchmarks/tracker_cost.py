@@ -1,0 +1,172 @@
+"""What do trackers cost the steps beside which they are written?
+
+    python benchmarks/tracker_cost.py          BERT-mini@128, 4 x 10 rounds: about 15 minutes on two cores
+    python benchmarks/tracker_cost.py --quick  a toy model; only to see that it runs
+
+The pretrain stage trains on one order without a break; its steps are cut into windows of equal length. In one of each
+pair of neighbouring windows, by turns the first and the second, the run's lines go to trackers too, and it ends when
+they have taken all of them. `share` is the median of the pairs' differences over the median window without (aim: at
+most 0.01). In turn: the three real ones together (wandb offline), one that hangs at its first line, one that takes 10 s
+for each line, and one that fails. Also measured: how long the run waits for them at its end (aim: at most 30 s), and
+that metrics.jsonl has every step. Prints a table and writes results/tracker_cost-<date>.json. Text: Wikipedia of
+BERTPIPE_DATA, else the installed packages' docstrings. Wants idle cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common import (
+    Data,
+    Windows,
+    machine,
+    measured_run,
+    num_steps,
+    prepare,
+    pretrain_by,
+    real_data,
+    spread,
+    write_result,
+)
+
+from bertpipe.config import ModelConfig, RuntimeConfig
+from bertpipe.train import loop
+from bertpipe.train.boards import TRACKERS
+from bertpipe.train.trackers import Background
+
+
+class Misbehaved:
+    """A tracker that does `deed` at every line."""
+
+    def __init__(self, deed: Callable[[], None]):
+        self.deed = deed
+
+    def start(self) -> None:
+        """Nothing."""
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        """The deed."""
+        self.deed()
+
+    def finish(self) -> None:
+        """Nothing."""
+
+
+def _hang() -> None:
+    threading.Event().wait()
+
+
+def _late() -> None:
+    time.sleep(10)
+
+
+def _fail() -> None:
+    raise ConnectionError("the server is gone")
+
+
+ALL = " + ".join(TRACKERS)
+DEEDS: dict[str, Callable[[], None]] = {"hangs": _hang, "10 s a line": _late, "fails": _fail}
+
+
+def measure(name: str, options: argparse.Namespace, data: Data, work: Path) -> dict[str, Any]:
+    """What one row of the table says: `name` is ALL or one of DEEDS."""
+    deed = DEEDS.get(name)
+    cfg = measured_run(
+        ModelConfig(preset=options.preset),
+        options.tokens_per_step,
+        RuntimeConfig(root=str(work), threads=options.threads, device="cpu", trackers=[] if deed else list(TRACKERS)),
+        steps=num_steps(options),
+        sequence_length=options.length,
+        slot_tokens=options.slot_tokens,
+    )
+    fit, windows, ended, place_facts = loop.fit, list[Windows](), list[float](), dict[str, Any]()
+
+    def timed(objective: Any, source: Any, optimizer: Any, settings: Any, place: Any, record: Any, *rest: Any) -> Any:
+        trackers = [Background(name, Misbehaved(deed))] if deed else list(record.copies)
+        record.copies = trackers
+
+        def listen(step: int, listening: bool) -> None:
+            record.copies = trackers if listening else []
+
+        def taken() -> None:
+            while not deed and any(tracker._waiting.qsize() for tracker in trackers):
+                time.sleep(0.01)
+
+        windows.append(Windows(source, options, listen, taken))
+        place_facts.update(place.facts())
+        try:
+            return fit(objective, windows[0], optimizer, settings, place, record)
+        finally:
+            record.copies = trackers
+            ended.append(time.perf_counter())
+
+    pretrain_by(timed, cfg, data, work / "run")
+    waited = time.perf_counter() - ended[0]
+    lines = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "lr" in line]
+    cost, plain = spread(windows[0].costs()), spread(windows[0].seconds[False])
+    return {
+        "share": cost["median"] / plain["median"],
+        "cost_seconds": cost,
+        "window_seconds_without": plain,
+        "window_seconds_with": spread(windows[0].seconds[True]),
+        "exit_seconds": waited,
+        "steps": len(steps),
+        "record_complete": steps == list(range(1, num_steps(options))),
+        "place": place_facts,
+    }
+
+
+def show(rows: dict[str, dict[str, Any]]) -> None:
+    """The table."""
+    print("\n| trackers | step time | of a window, s | waited at the end, s | record |\n|---|---:|---:|---:|---|")
+    for name, row in rows.items():
+        cost = row["cost_seconds"]
+        print(
+            f"| {name} | {row['share']:+.2%} | {cost['median']:+.3f} ({cost['min']:+.3f} to {cost['max']:+.3f}) of "
+            f"{row['window_seconds_without']['median']:.2f} | {row['exit_seconds']:.1f} | "
+            f"{'complete' if row['record_complete'] else 'INCOMPLETE'}, {row['steps']} steps |"
+        )
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="bert-mini")
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--slot-tokens", type=int, default=2048)
+    parser.add_argument("--tokens-per-step", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=10, help="pairs of windows")
+    parser.add_argument("--steps", type=int, default=20, help="steps of a window")
+    parser.add_argument("--warmup", type=int, default=10, help="steps before the first window")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--characters", type=int, default=2_000_000)
+    parser.add_argument("--vocab-size", type=int, default=None)
+    parser.add_argument("--quick", action="store_true", help="bert-tiny, small steps, 2 rounds")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the JSON file instead of results/")
+    options = parser.parse_args()
+    if options.quick:
+        options.preset, options.length, options.slot_tokens, options.tokens_per_step = "bert-tiny", 32, 256, 256
+        options.rounds, options.characters, options.vocab_size = 2, 600_000, 300
+    os.environ["WANDB_MODE"] = "offline"
+    before, rows = machine(), dict[str, dict[str, Any]]()
+    with tempfile.TemporaryDirectory(prefix="bertpipe-") as folder:
+        data = prepare(Path(folder) / "data", real_data(), options.characters, options.vocab_size)
+        for number, name in enumerate((ALL, *DEEDS)):
+            print(f"{name}:", flush=True)
+            rows[name] = measure(name, options, data, Path(folder) / str(number))
+    show(rows)
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    write_result("tracker_cost", before, {"source": data.source, "settings": settings, "rows": rows}, options.out)
+
+
+if __name__ == "__main__":
+    main()
