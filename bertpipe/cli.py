@@ -16,10 +16,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from bertpipe import __version__, artifact, troubleshooting
+from bertpipe import __version__, artifact, setting_help, troubleshooting
 from bertpipe.commands import OWN, SUMMARIES, names_runs, quiet_libraries, report_runs
 from bertpipe.config import Config
-from bertpipe.config_files import parser, read_config
+from bertpipe.config_files import read_config
 from bertpipe.errors import BertpipeError, ConfigError, NoHubError
 from bertpipe.pipeline import MULTI_PROCESS, STAGES, Pipeline, is_main, several_processes, wanted
 from bertpipe.redaction import redact
@@ -137,7 +137,7 @@ def _main(argv: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         sections = (*STAGES[command].reads, "runtime") if command in STAGES else tuple(Config.model_fields)
         text = f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}. Settings of other sections may be given too."
-        print(parser(sections, True, prog=f"bertpipe {command}", description=text).format_help())
+        print(setting_help.text(command, sections, text))
         return 0
     if command == "publish" and "--dry-run" in rest:  # whatever a file says
         rest = [*(argument for argument in rest if argument not in ("--dry-run", "--push")), "--publish.push=false"]

@@ -159,17 +159,17 @@ def _plainly(message: str) -> str:
 
 def allowed(*path: str) -> str:
     """What a setting may be, in words: `must be true, false or auto` of ("runtime", "compile")."""
-    *others, last = dict.fromkeys(_kinds(_type_of(*path)))
+    *others, last = dict.fromkeys(words_of(_type_of(*path)))
     return f"must be {', '.join(others)} or {last}" if others else f"must be {last}"
 
 
-def _kinds(annotation: Any) -> list[str]:
+def words_of(annotation: Any) -> list[str]:
     """The values or kinds of value of a type, as YAML has them."""
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _kinds(inside[0])
+        return words_of(inside[0])
     if origin in (Union, UnionType):
-        return [kind for one in inside for kind in _kinds(one)]
+        return [kind for one in inside for kind in words_of(one)]
     if origin is Literal:
         return [str(value) for value in inside]
     if origin is None and _section_of(annotation):

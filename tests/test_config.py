@@ -1,12 +1,16 @@
 """Settings: precedence, types, and one clear line for what is wrong."""
 
+from typing import Annotated, Literal
+
 import pytest
+from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bertpipe.config import Config, RuntimeConfig
 from bertpipe.config_files import allowed, check_keys, read_config
 from bertpipe.errors import ConfigError
+from bertpipe.setting_help import in_words
 
 
 def write(folder, name, text):
@@ -149,3 +153,16 @@ def test_one_value_or_several_numbers_as_yaml_has_them_or_not(tmp_path, text):
     cfg = read_config([], [("finetune.lr", "[3e-5, 1e-4]"), ("finetune.epochs", "[2, 3]")]).finetune
     assert (cfg.lr, cfg.epochs, cfg.batch_size) == ([3e-5, 1e-4], [2, 3], 32)
     assert read_config([], [("finetune.lr", "1e-4")]).finetune.lr == 1e-4
+
+
+def test_help_names_types_in_words():
+    kinds = {name: field.annotation for name, field in Config.model_fields.items()}
+    fields = [inner for section in kinds.values() for inner in section.model_fields.values()]
+    assert len(fields) > 100
+    for field in fields:
+        shown = in_words(field.annotation)
+        assert not any(sign in shown for sign in ("[", "]", "=", "something else")), shown
+    assert in_words(Annotated[int, Ge(ge=0)] | None) == "a whole number or null, at least 0"
+    assert in_words(Annotated[float, Gt(gt=0), Le(le=1)]) == "a number, above 0, at most 1"
+    assert in_words(Annotated[float, Lt(lt=0.5)] | Literal["auto"]) == "a number or auto, below 0.5"
+    assert in_words(list[int] | bool) == "a list of whole numbers, true or false"

@@ -29,7 +29,7 @@ ORDER = [
     ("downstream",),
     ("pipeline",),
     ("commands",),
-    ("completion",),
+    ("completion", "setting_help"),
     ("cli",),
 ]
 # The same inside downstream/, by folder.
