@@ -100,6 +100,7 @@ def test_a_run_that_is_still_going(root, tmp_path, capsys):
         r"this page at [\d-]+ [\d:]+ UTC\.",
         text,
     )
+    assert "comes with the end of the run" in text and "No sentences" not in text
     facts = collect({}, {"pretrain": root / "pretrain-cccccccccccc.partial"}, "")
     assert not facts["broken"] and facts["curves"]["train"]["step"][-1] == 98
     assert facts["pretrain"]["eval_loss"] == facts["curves"]["eval"]["eval_loss"][-1] and "2.15 nats" not in text
