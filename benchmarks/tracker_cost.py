@@ -60,6 +60,12 @@ class Misbehaved:
         """Nothing."""
 
 
+def _behind(tracker: Background) -> bool:
+    """Whether it is still to record lines that it was given."""
+    given = tracker._asked + tracker._again - tracker._refused
+    return not tracker._failed and tracker._recorded < given
+
+
 def _hang() -> None:
     threading.Event().wait()
 
@@ -72,6 +78,7 @@ def _fail() -> None:
     raise ConnectionError("the server is gone")
 
 
+PATIENCE = 60.0  # seconds for the trackers to take a window's lines
 ALL = " + ".join(TRACKERS)
 DEEDS: dict[str, Callable[[], None]] = {"hangs": _hang, "10 s a line": _late, "fails": _fail}
 
@@ -97,7 +104,8 @@ def measure(name: str, options: argparse.Namespace, data: Data, work: Path) -> d
             record.copies = trackers if listening else []
 
         def taken() -> None:
-            while not deed and any(tracker._waiting.qsize() for tracker in trackers):
+            until = time.monotonic() + PATIENCE
+            while not deed and any(map(_behind, trackers)) and time.monotonic() < until:
                 time.sleep(0.01)
 
         windows.append(Windows(source, options, listen, taken))

@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from bertpipe import __version__, artifact, setting_help, troubleshooting
+from bertpipe import __version__, artifact, home, setting_help, troubleshooting
 from bertpipe.commands import OWN, SUMMARIES, names_runs, quiet_libraries, report_runs
 from bertpipe.config import Config
 from bertpipe.config_files import read_config
@@ -191,7 +191,7 @@ def _split(argv: list[str]) -> tuple[list[Path], list[tuple[str, str]]]:
         if not values:
             raise ConfigError(f"{name} needs a value; usage: {USAGE}")
         if name == "--config":
-            files += [Path(v) for v in values]
+            files += [Path(home.expanded(v)) for v in values]
         else:
             text = values[0] if len(values) == 1 else "[" + ", ".join(f'"{v}"' for v in values) + "]"
             flags.append((name[2:], text))

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from bertpipe.config import Config, Section
 from bertpipe.errors import ConfigError
+from bertpipe.home import at_home
 from bertpipe.redaction import refuse
 
 
@@ -45,7 +46,7 @@ def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Conf
         resolved = _whole_parser().parse_args(words, defaults=False).as_dict()  # Config has them, and sooner
         resolved.pop("config", None)
         refuse(resolved)
-        return Config(**_at_home(resolved))
+        return Config(**at_home(resolved))
     except ArgumentError as error:
         message = _plainly(str(error))
         origin = "" if re.match(r"[\w.]+: ", message) else f"{_culprit(arguments)}: "
@@ -61,15 +62,6 @@ def read_config(files: Sequence[Path], flags: Sequence[tuple[str, str]]) -> Conf
         raise ConfigError(f"{key}: {reason}, got {_clip(repr(first['input']))}") from None
     except UNREADABLE as error:
         raise ConfigError(f"{_culprit(arguments)}: a value can't be read ({_clip(repr(error))})") from None
-
-
-def _at_home(value: Any) -> Any:
-    """The same settings, texts that begin with `~/` as a shell reads them: in files and between quotes it doesn't."""
-    if isinstance(value, dict):
-        return {key: _at_home(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_at_home(inner) for inner in value]
-    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _flag_tree(name: str, text: str) -> dict[str, Any]:
@@ -159,17 +151,22 @@ def _plainly(message: str) -> str:
 
 def allowed(*path: str) -> str:
     """What a setting may be, in words: `must be true, false or auto` of ("runtime", "compile")."""
-    *others, last = dict.fromkeys(words_of(_type_of(*path)))
-    return f"must be {', '.join(others)} or {last}" if others else f"must be {last}"
+    return f"must be {in_words(_type_of(*path))}"
 
 
-def words_of(annotation: Any) -> list[str]:
+def in_words(annotation: Any) -> str:
+    """A type: `true, false or auto` of bool | Literal["auto"]."""
+    *others, last = dict.fromkeys(_kinds(annotation))
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _kinds(annotation: Any) -> list[str]:
     """The values or kinds of value of a type, as YAML has them."""
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return words_of(inside[0])
+        return _kinds(inside[0])
     if origin in (Union, UnionType):
-        return [kind for one in inside for kind in words_of(one)]
+        return [kind for one in inside for kind in _kinds(one)]
     if origin is Literal:
         return [str(value) for value in inside]
     if origin is None and _section_of(annotation):

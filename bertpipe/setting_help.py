@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 import annotated_types
+from pydantic.fields import FieldInfo
 
-from bertpipe.config_files import parser
-from bertpipe.config_files import words_of as kinds
+from bertpipe.config_files import in_words, parser
 
 LIMITS = {
     annotated_types.Ge: ("at least", "ge"),
@@ -16,6 +15,7 @@ LIMITS = {
     annotated_types.Le: ("at most", "le"),
     annotated_types.Lt: ("below", "lt"),
 }
+"""What bounds a number, and where the bound stands in it."""
 
 
 def text(command: str, sections: tuple[str, ...], description: str) -> str:
@@ -25,7 +25,7 @@ def text(command: str, sections: tuple[str, ...], description: str) -> str:
     class InWords(DefaultHelpFormatter):
         def _get_type_str(self, action: Any) -> str | None:
             annotation = getattr(action, "_typehint", None)
-            return super()._get_type_str(action) if annotation is None else in_words(annotation)
+            return super()._get_type_str(action) if annotation is None else described(annotation)
 
     usage = f"bertpipe {command} [--config FILE ...] [--SECTION.KEY VALUE ...]"
     made = parser(sections, True, prog=f"bertpipe {command}", usage=usage, description=description)
@@ -33,24 +33,17 @@ def text(command: str, sections: tuple[str, ...], description: str) -> str:
     return made.format_help()
 
 
-def in_words(annotation: Any) -> str:
+def described(annotation: Any) -> str:
     """A setting's type: `a whole number, at least 0` of Annotated[int, Ge(ge=0)]."""
-    *others, last = dict.fromkeys(kinds(annotation))
-    named = f"{', '.join(others)} or {last}" if others else last
-    return ", ".join([named, *limits(annotation)])
+    return ", ".join(dict.fromkeys([in_words(annotation), *limits(annotation)]))
 
 
 def limits(annotation: Any) -> list[str]:
-    """What its numbers are bounded by."""
-    if get_origin(annotation) in (Union, UnionType):
-        return [limit for inside in get_args(annotation) for limit in limits(inside)]
-    if get_origin(annotation) is not Annotated:
-        return []
-    base, *notes = get_args(annotation)
-    found = [
-        f"{said} {getattr(note, name):g}"
-        for note in notes
-        for kind, (said, name) in LIMITS.items()
-        if isinstance(note, kind)
+    """What its numbers are bounded by, wherever they stand in it."""
+    notes = getattr(annotation, "__metadata__", ())
+    notes = [one for note in notes for one in (note.metadata if isinstance(note, FieldInfo) else [note])]
+    own = [
+        f"{said} {getattr(note, name)}" for note in notes for kind, (said, name) in LIMITS.items() if type(note) is kind
     ]
-    return [*limits(base), *found]
+    inside = [inner for inner in get_args(annotation) if inner not in notes]
+    return [*own, *(limit for inner in inside for limit in limits(inner))]

@@ -5,17 +5,22 @@ restarts are missing. Each can be signalled or killed by itself.
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 PRELOAD = ["tests.imported"]
 SECONDS = 240  # after which a launch that hangs fails its test
@@ -40,13 +45,16 @@ def serve(arguments: list[str], environment: dict[str, str], out: str, hook: Any
     os.setpgid(0, 0)
     for number, name in ((1, f"{out}.out"), (2, f"{out}.err")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", 1) for number in (1, 2))
+    sys.stdout = os.fdopen(os.dup(1), "w", 1)
+    sys.stderr = os.fdopen(os.dup(2), "w", 1, errors="backslashreplace")
+    np.random.seed()  # a fork has the server's generator
     from bertpipe.cli import main
 
     if hook is not None:
         hook(int(environment["RANK"]))
     code = main(arguments)
-    atexit._run_exitfuncs()  # which a forked process leaves out
+    threading._shutdown()  # what a forked process leaves out: to wait for its threads, to run what is left to the end
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -58,13 +66,22 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         given, out = [*map(str, arguments)], Path(folder) / "said"
         process = server().Process(target=serve, args=(given, dict(os.environ), str(out), None))
         process.start()
-        process.join(SECONDS)
-        hung = process.is_alive()
-        process.kill()
-        process.join()
-        printed, errors = (out.with_suffix(ending).read_text() for ending in (".out", ".err"))
+        try:
+            process.join(SECONDS)
+            hung = process.is_alive()
+        finally:  # of a Ctrl-C too
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it started, too
+            process.kill()
+            process.join()
+        printed, errors = (read(out.with_suffix(ending)) for ending in (".out", ".err"))
         assert not hung, f"bertpipe {' '.join(given)} hung:\n{errors}"
         return subprocess.CompletedProcess(["bertpipe", *given], process.exitcode, printed, errors)
+
+
+def read(path: Path) -> str:
+    """What a process printed."""
+    return path.read_text() if path.exists() else f"{path.name}: ended before it began\n"
 
 
 @dataclass
@@ -102,7 +119,7 @@ class Launch:
     def text(self, stream: str = "err") -> str:
         """What they printed, rank by rank."""
         files = [self.folder / f"rank-{rank}.{stream}" for rank in range(len(self.processes))]
-        return "".join(path.read_text() if path.exists() else f"{path.name}: ended before it began\n" for path in files)
+        return "".join(map(read, files))
 
     def done(self) -> str:
         """Wait for all to end well; returns what they printed."""

@@ -40,6 +40,10 @@ def prepare(folder: Path, num_documents: int = 400) -> Path:
     return config
 
 
+NEW: dict[str, str | None] = {"PYTHONHASHSEED": "random"}
+"""Makes `bertpipe` a new interpreter, for what others are compared with."""
+
+
 def bertpipe(*arguments: str | Path, check: bool = True, **more: str | None) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own; `more` sets environment variables, or with None takes them away.
 

@@ -6,11 +6,13 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from bertpipe.config import Config, RuntimeConfig
-from bertpipe.config_files import allowed, check_keys, read_config
+from bertpipe.config_files import _type_of, allowed, check_keys, read_config
 from bertpipe.errors import ConfigError
-from bertpipe.setting_help import in_words
+from bertpipe.home import PATHS
+from bertpipe.setting_help import described
 
 
 def write(folder, name, text):
@@ -34,14 +36,14 @@ def test_no_files_and_no_flags_are_the_defaults():
 
 def test_paths_at_home_are_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    text = "runtime: {root: ~/runs}\nreport: {title: ~/ of mine, fill_mask: '~/a [MASK]'}\n"
     file = write(
-        tmp_path,
-        "a.yaml",
-        "runtime: {root: ~/runs}\nfinetune: {task: {kind: regression, text: t, label: l, data: {train: ~/a b.csv}}}\n",
+        tmp_path, "a.yaml", text + "finetune: {task: {kind: regression, text: t, label: l, data: {train: ~/a b.csv}}}"
     )
     cfg = read_config([file], [("corpus.sources", "[~/texts/*.txt, ./~/x.txt, a~/b.txt]")])
     assert cfg.runtime.root == f"{tmp_path}/runs" and cfg.finetune.task.data == {"train": f"{tmp_path}/a b.csv"}
     assert cfg.corpus.sources == [f"{tmp_path}/texts/*.txt", "./~/x.txt", "a~/b.txt"]
+    assert (cfg.report.title, cfg.report.fill_mask) == ("~/ of mine", "~/a [MASK]")
 
 
 def test_a_resolved_config_reads_back_the_same(tmp_path):
@@ -155,14 +157,16 @@ def test_one_value_or_several_numbers_as_yaml_has_them_or_not(tmp_path, text):
     assert read_config([], [("finetune.lr", "1e-4")]).finetune.lr == 1e-4
 
 
-def test_help_names_types_in_words():
-    kinds = {name: field.annotation for name, field in Config.model_fields.items()}
-    fields = [inner for section in kinds.values() for inner in section.model_fields.values()]
-    assert len(fields) > 100
-    for field in fields:
-        shown = in_words(field.annotation)
-        assert not any(sign in shown for sign in ("[", "]", "=", "something else")), shown
-    assert in_words(Annotated[int, Ge(ge=0)] | None) == "a whole number or null, at least 0"
-    assert in_words(Annotated[float, Gt(gt=0), Le(le=1)]) == "a number, above 0, at most 1"
-    assert in_words(Annotated[float, Lt(lt=0.5)] | Literal["auto"]) == "a number or auto, below 0.5"
-    assert in_words(list[int] | bool) == "a list of whole numbers, true or false"
+def test_types_in_words():
+    assert described(Annotated[int, Ge(ge=0)] | None) == "a whole number or null, at least 0"
+    assert described(Annotated[float, Gt(gt=0), Le(le=1)]) == "a number, above 0, at most 1"
+    assert described(Annotated[float, Lt(lt=0.5)] | Literal["auto"]) == "a number or auto, below 0.5"
+    assert described(list[Annotated[int, Field(ge=1)]] | bool) == "a list of whole numbers, true or false, at least 1"
+    assert described(tuple[Annotated[float, Ge(ge=0), Lt(lt=1)], Annotated[float, Ge(ge=0), Lt(lt=1)]]) == (
+        "a list of 2 numbers, at least 0, below 1"
+    )
+    assert described(Annotated[int, Lt(lt=2**63)]) == f"a whole number, below {2**63}"
+
+
+def test_settings_that_are_paths_are_there():
+    assert all(_type_of(*name.split(".")) is not None for name in PATHS)

@@ -22,7 +22,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init_
 ORDER = [
     ("errors", "troubleshooting"),
     ("config_parts",),
-    ("config", "artifact", "floors", "outside", "redaction"),
+    ("config", "artifact", "floors", "home", "outside", "redaction"),
     ("config_files",),
     ("data", "model"),
     ("train",),

@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bertpipe.config import Config
 from bertpipe.downstream.finetuning import training
-from tests.runs import bertpipe, losses, only, prepare, sentence
+from tests.runs import NEW, bertpipe, losses, only, prepare, sentence
 
 STAGES = ("corpus", "tokenizer", "shards", "pretrain", "finetune", "report", "publish")
 
@@ -41,7 +41,7 @@ def made(tmp_path_factory) -> tuple[Path, list[str], str]:
     config = prepare(folder)
     arguments = ["--config", str(config), "--finetune.tasks", "sst2", "--finetune.data", str(write_task(folder))]
     arguments += ["--finetune.baselines", "majority", "scratch", "tfidf"]
-    return folder, arguments, bertpipe("all", *arguments).stdout
+    return folder, arguments, bertpipe("all", *arguments, **NEW).stdout
 
 
 def test_all_stages_are_made_and_verify(made):
@@ -265,6 +265,18 @@ def test_each_command_explains_its_settings():
     for name in ("--optim.lr", "--masking.probability", "--train.steps", "--runtime.checkpoint_every", "Peak learning"):
         assert name in printed
     assert "--corpus.sources" not in printed
+
+
+def test_help_names_types_and_limits_in_words():
+    printed = " ".join(bertpipe("finetune", "--help").stdout.split())
+    assert printed.startswith("usage: bertpipe finetune [--config FILE ...] [--SECTION.KEY VALUE ...] Fine-tune")
+    for shown in (
+        "(type: a number or a list of numbers, above 0, default: 2e-05)",
+        "(type: a whole number or null, at least 1, default: null)",
+        "(type: random or identity, default: random)",
+    ):
+        assert shown in printed, shown
+    assert not any(sign in printed for sign in ("Annotated", "Optional", "Union", "Literal", "something else"))
 
 
 @pytest.mark.parametrize("stage", STAGES)

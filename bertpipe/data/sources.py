@@ -92,13 +92,12 @@ def list_units(config: CorpusConfig) -> list[Unit]:
 def list_files(spec: str) -> list[Path]:
     """Files that a glob matches, sorted. DataError when there is none, or one of a kind that isn't read."""
     # A file whose name holds glob characters is meant literally when it is there.
-    pattern = str(Path(spec).expanduser())
-    matches = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207 (absolute too)
+    matches = [spec] if Path(spec).is_file() else glob.glob(spec, recursive=True)  # noqa: PTH207 (absolute too)
     paths = [Path(match) for match in sorted(matches) if not Path(match).is_dir()]
     if not paths:
         endings = ", ".join(FORMATS)
-        what = "is a folder" if Path(pattern).is_dir() else "matches no file"
-        example = f", such as '{spec}/*.txt'" if Path(pattern).is_dir() else ""
+        what = "is a folder" if Path(spec).is_dir() else "matches no file"
+        example = f", such as '{spec}/*.txt'" if Path(spec).is_dir() else ""
         raise DataError(f"corpus.sources: {spec!r} {what}; give {_CHOICES}{example} ({endings})")
     for path in paths:
         if not path.is_file():

@@ -230,7 +230,7 @@ def identify(config: TokenizerConfig, cache: Path | None) -> dict[str, Any]:
 
 
 def _kind(name: str) -> tuple[str, Path]:
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.is_file():
         return "vocabulary", path
     if path.is_dir():

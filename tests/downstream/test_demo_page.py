@@ -62,7 +62,7 @@ def test_classes_of_one_name_are_told_apart(heads, monkeypatch):
     one = heads["text-classification"]
     monkeypatch.setattr(one.model.config, "id2label", {0: "bad", 1: "good", 2: "good"})
     found, _ = demo_page.answer(one, "the value is used", "")
-    assert list(found) == ["bad", "good (1)", "good (2)"]
+    assert list(found) == ["bad (0)", "good (1)", "good (2)"]
     assert list(found.values()) == pytest.approx(logits(one, "the value is used").softmax(-1).tolist(), rel=1e-5)
 
 

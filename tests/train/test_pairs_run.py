@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import bertpipe, only, prepare
+from tests.runs import NEW, bertpipe, only, prepare
 
 MASKING = "masking: {strategy: span, schedule: linear, probability: 0.3, final_probability: 0.15}"
 COMPARED = ("model/model.safetensors", "metrics.jsonl", "checkpoints/step-00000030/optimizer.safetensors")
@@ -23,8 +23,9 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pairs")
     config = prepare(folder)
     config.write_text(config.read_text().replace("train: {", "train: {objective: mlm_nsp, ") + MASKING + "\n")
-    for stage in ("corpus", "tokenizer", "shards", "pretrain"):
+    for stage in ("corpus", "tokenizer", "shards"):
         bertpipe(stage, "--config", config)
+    bertpipe("pretrain", "--config", config, **NEW)
     return folder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.kills import pretrain, same
-from tests.runs import bertpipe, make_shards, only
+from tests.runs import NEW, bertpipe, make_shards, only
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def copy(shards: Path, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(shards, tmp_path_factory) -> Path:
     root = copy(shards, tmp_path_factory.mktemp("whole"))
-    bertpipe("pretrain", "--config", shards / "tiny.yaml", "--runtime.root", root)
+    bertpipe("pretrain", "--config", shards / "tiny.yaml", "--runtime.root", root, **NEW)
     return only(root, "pretrain")
 
 

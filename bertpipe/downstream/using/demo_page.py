@@ -57,8 +57,9 @@ def classify(finished: Finished, text: str, second: str = "") -> tuple[dict[str,
         return float(logits[0]), note
     shares = logits.sigmoid() if problem == "multi_label_classification" else logits.softmax(-1)
     names = [config.id2label[i] for i in range(len(shares))]
-    shown = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
-    return dict(zip(shown, shares.tolist(), strict=True)), note
+    if len(set(names)) < len(names):
+        names = [f"{name} ({i})" for i, name in enumerate(names)]
+    return dict(zip(names, shares.tolist(), strict=True)), note
 
 
 def tag(finished: Finished, text: str) -> tuple[list[tuple[str, str | None]], str]:
