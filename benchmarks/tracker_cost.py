@@ -6,15 +6,17 @@
 The pretrain stage trains on one order without a break; its steps are cut into windows of equal length. In one of each
 pair of neighbouring windows, by turns the first and the second, the run's lines go to trackers too, and it ends when
 they have taken all of them. `share` is the median of the pairs' differences over the median window without (aim: at
-most 0.01). In turn: the three real ones together (wandb offline), one that hangs at its first line, one that takes 10 s
-for each line, and one that fails. Also measured: how long the run waits for them at its end (aim: at most 30 s), and
-that metrics.jsonl has every step. Prints a table and writes results/tracker_cost-<date>.json. Text: Wikipedia of
-BERTPIPE_DATA, else the installed packages' docstrings. Wants idle cores.
+most 0.01); `cpu_share` the same of processor seconds, those of the trackers' own processes included, which a busy
+machine disturbs less. In turn: the three real ones together (wandb offline), one that hangs at its first line, one that
+takes 10 s for each line, and one that fails. Also measured: how long the run waits for them at its end (aim: at most 30
+s), and that metrics.jsonl has every step. Prints a table and writes results/tracker_cost-<date>.json. Text: Wikipedia
+of BERTPIPE_DATA, else the installed packages' docstrings. Wants idle cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import tempfile
@@ -24,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from common import (
     Data,
     Windows,
@@ -66,6 +69,17 @@ def _behind(tracker: Background) -> bool:
     return not tracker._failed and tracker._recorded < given
 
 
+def _processor_seconds() -> float:
+    """Of this process and all that it started."""
+    own = psutil.Process()
+    total = 0.0
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
 def _hang() -> None:
     threading.Event().wait()
 
@@ -100,13 +114,19 @@ def measure(name: str, options: argparse.Namespace, data: Data, work: Path) -> d
         trackers = [Background(name, Misbehaved(deed))] if deed else list(record.copies)
         record.copies = trackers
 
+        begun: list[tuple[bool, float]] = []
+
         def listen(step: int, listening: bool) -> None:
             record.copies = trackers if listening else []
+            begun.append((listening, _processor_seconds()))
 
         def taken() -> None:
             until = time.monotonic() + PATIENCE
             while not deed and any(map(_behind, trackers)) and time.monotonic() < until:
                 time.sleep(0.01)
+            if begun:
+                listening, before = begun[-1]
+                processor[listening].append(_processor_seconds() - before)
 
         windows.append(Windows(source, options, listen, taken))
         place_facts.update(place.facts())
@@ -116,13 +136,19 @@ def measure(name: str, options: argparse.Namespace, data: Data, work: Path) -> d
             record.copies = trackers
             ended.append(time.perf_counter())
 
+    processor: dict[bool, list[float]] = {False: [], True: []}
     pretrain_by(timed, cfg, data, work / "run")
     waited = time.perf_counter() - ended[0]
     lines = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "lr" in line]
     cost, plain = spread(windows[0].costs()), spread(windows[0].seconds[False])
+    pairs = zip(processor[True], processor[False], strict=True)
+    cpu_cost, cpu_plain = spread([a - b for a, b in pairs]), spread(processor[False])
     return {
         "share": cost["median"] / plain["median"],
+        "cpu_share": cpu_cost["median"] / cpu_plain["median"],
+        "cpu_cost_seconds": cpu_cost,
+        "cpu_seconds_without": cpu_plain,
         "cost_seconds": cost,
         "window_seconds_without": plain,
         "window_seconds_with": spread(windows[0].seconds[True]),
@@ -135,12 +161,13 @@ def measure(name: str, options: argparse.Namespace, data: Data, work: Path) -> d
 
 def show(rows: dict[str, dict[str, Any]]) -> None:
     """The table."""
-    print("\n| trackers | step time | of a window, s | waited at the end, s | record |\n|---|---:|---:|---:|---|")
+    print("\n| trackers | step time | of a window, s | processor time | waited at the end, s | record |")
+    print("|---|---:|---:|---:|---:|---|")
     for name, row in rows.items():
         cost = row["cost_seconds"]
         print(
             f"| {name} | {row['share']:+.2%} | {cost['median']:+.3f} ({cost['min']:+.3f} to {cost['max']:+.3f}) of "
-            f"{row['window_seconds_without']['median']:.2f} | {row['exit_seconds']:.1f} | "
+            f"{row['window_seconds_without']['median']:.2f} | {row['cpu_share']:+.2%} | {row['exit_seconds']:.1f} | "
             f"{'complete' if row['record_complete'] else 'INCOMPLETE'}, {row['steps']} steps |"
         )
 

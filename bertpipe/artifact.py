@@ -289,6 +289,22 @@ def committing(folder: Path, **facts: Any) -> Iterator[tuple[Path, dict[str, Any
     fsync(folder.parent)
 
 
+def is_at_work(scratch: Path) -> bool:
+    """Whether the process that took `scratch` last, on this machine, still runs. Its lock is left alone, for to try it
+    would be to hold it.
+    """
+    try:
+        pid, _, host = (scratch / LOCK).read_text().strip().partition(" on ")
+        if host != socket.gethostname():
+            return False
+        os.kill(int(pid.rpartition(" ")[2]), 0)
+    except PermissionError:  # somebody else's
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def _locked(scratch: Path) -> Iterator[None]:
     """Hold `scratch`/.lock for this process; the kernel lets go of it however the process ends."""

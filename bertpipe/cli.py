@@ -19,7 +19,7 @@ from typing import Any
 from bertpipe import __version__, artifact, home, setting_help, troubleshooting
 from bertpipe.commands import OWN, SUMMARIES, names_runs, quiet_libraries, report_runs
 from bertpipe.config import Config
-from bertpipe.config_files import read_config
+from bertpipe.config_files import read_config, takes_several
 from bertpipe.errors import BertpipeError, ConfigError, NoHubError
 from bertpipe.pipeline import MULTI_PROCESS, STAGES, Pipeline, is_main, several_processes, wanted
 from bertpipe.redaction import redact
@@ -193,6 +193,8 @@ def _split(argv: list[str]) -> tuple[list[Path], list[tuple[str, str]]]:
         if name == "--config":
             files += [Path(home.expanded(v)) for v in values]
         else:
+            if len(values) > 1 and not takes_several(*name[2:].split(".")):
+                raise ConfigError(f"{name} takes one value, got {len(values)}: {', '.join(values)}")
             text = values[0] if len(values) == 1 else "[" + ", ".join(f'"{v}"' for v in values) + "]"
             flags.append((name[2:], text))
     return files, flags
@@ -203,6 +205,8 @@ def _run(pipeline: Pipeline, name: str) -> None:
     made = pipeline.run(name)
     if is_main():
         print(f"{name}: {'made' if made else 'done already,'} {folder}", flush=True)
+        if name == "pretrain" and pipeline.cfg.runtime.trackers and not made:
+            print("note: runtime.trackers hear of a run while it trains, so nothing of this one is sent", flush=True)
 
 
 def _check_push(cfg: Config, stages: tuple[str, ...]) -> None:

@@ -22,7 +22,7 @@ SUMMARIES = {
     "demo": "a page on this machine to try a checkpoint, by its head: bertpipe demo --model FOLDER",
     "export": "write a checkpoint as ONNX, checked against torch: bertpipe export --model FOLDER --out FOLDER",
     "dashboard": "open what trackio or TensorBoard recorded of runs, in the browser: bertpipe dashboard [FOLDER]",
-    "verify": "re-hash an artifact folder against its manifest: bertpipe verify FOLDER",
+    "verify": "re-hash an artifact folder against its manifest: bertpipe verify FOLDER ...",
 }
 
 
@@ -231,15 +231,19 @@ def _natural(text: str) -> int:
 
 
 def _verify(argv: list[str]) -> int:
-    if len(argv) != 1 or argv[0].startswith("-"):
-        print("usage: bertpipe verify FOLDER\nRe-hashes every file of an artifact against its manifest.json.")
+    if not argv or any(argument.startswith("-") for argument in argv):
+        print("usage: bertpipe verify FOLDER ...\nRe-hashes every file of artifacts against their manifest.json.")
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    folder = Path(argv[0])
-    problems = artifact.verify(folder)
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ArtifactError(f"{problems[0]}{more}; delete {folder} and make it again")
-    print(f"{folder}: {len(artifact.read_manifest(folder)['files'])} files match the manifest")
+    damaged = []
+    for folder in map(Path, argv):
+        problems = artifact.verify(folder)
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            damaged.append(f"{problems[0]}{more}; delete {folder} and make it again")
+        else:
+            print(f"{folder}: {len(artifact.read_manifest(folder)['files'])} files match the manifest")
+    if damaged:
+        raise ArtifactError("; ".join(damaged))
     return 0
 
 

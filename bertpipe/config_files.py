@@ -160,6 +160,12 @@ def in_words(annotation: Any) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
+def takes_several(*path: str) -> bool:
+    """Whether a setting may be a list; also of one that isn't there, about which others complain."""
+    kind = _type_of(*path)
+    return kind is None or any(word.startswith("a list") for word in _kinds(kind))
+
+
 def _kinds(annotation: Any) -> list[str]:
     """The values or kinds of value of a type, as YAML has them."""
     origin, inside = get_origin(annotation), get_args(annotation)

@@ -206,7 +206,7 @@ class Pipeline:
             return
         for other in sorted(self.root.glob(f"{name}-????????????{artifact.PARTIAL}")):
             begun = (other / artifact.RECIPE).is_file() and sum(1 for _ in other.iterdir()) > 2  # beside the lock
-            if other.name != own and begun:
+            if other.name != own and begun and not artifact.is_at_work(other):
                 changed = differing(artifact.read_recipe(other), self.recipe(name))
                 first = changed[0] if changed else "made by another version"
                 print(f"note: {other} is unfinished and not gone on with: {first}", flush=True)
@@ -216,8 +216,9 @@ class Pipeline:
         folder = self.locate(name)
         if artifact.is_complete(folder):
             return "done", str(folder)
-        if folder.with_name(folder.name + artifact.PARTIAL).is_dir():
-            return "partial", f"interrupted; `bertpipe {name}` goes on"
+        scratch = folder.with_name(folder.name + artifact.PARTIAL)
+        if scratch.is_dir():
+            return "partial", "at work" if artifact.is_at_work(scratch) else f"interrupted; `bertpipe {name}` goes on"
         others = [p for p in sorted(self.root.glob(f"{name}-????????????")) if artifact.is_complete(p)]
         differences = [differing(artifact.read_manifest(p), self.recipe(name)) for p in others]
         if not differences:

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -127,3 +129,24 @@ def test_json_is_replaced_whole(tmp_path):
     artifact.write_json(tmp_path / "a.json", {"ä": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"ä": 2}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_whether_a_folder_is_worked_on(tmp_path):
+    folder = tmp_path / "stage-0123456789ab"
+    scratch = folder.with_name(folder.name + artifact.PARTIAL)
+    assert not artifact.is_at_work(scratch)
+    with pytest.raises(KeyboardInterrupt), artifact.committing(folder, stage="stage"):
+        assert artifact.is_at_work(scratch)
+        raise KeyboardInterrupt
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    lock = scratch / artifact.LOCK
+    for holder, at_work in (
+        (f"process {ended.pid} on {socket.gethostname()}", False),
+        ("process 1 on another-machine", False),
+        ("nonsense", False),
+        (f"process {os.getpid()} on {socket.gethostname()}", True),
+        (f"process 1 on {socket.gethostname()}", True),
+    ):
+        lock.write_text(holder)
+        assert artifact.is_at_work(scratch) == at_work, holder

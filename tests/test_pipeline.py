@@ -59,6 +59,17 @@ def test_a_second_run_does_nothing_and_says_so(made):
     printed = bertpipe("all", *arguments).stdout
     assert all(f"{stage}: done already," in printed for stage in STAGES)
     assert before == {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*")}
+    printed = bertpipe("pretrain", *arguments, "--runtime.trackers", "tensorboard").stdout
+    assert "note: runtime.trackers hear of a run while it trains, so nothing of this one is sent" in printed
+
+
+def test_verify_looks_at_all_folders(made, tmp_path):
+    corpus, tokenizer = (only(made[0] / "runs", stage) for stage in ("corpus", "tokenizer"))
+    damaged = shutil.copytree(corpus, tmp_path / corpus.name)
+    (damaged / "ledger.json").write_text("{}")
+    done = bertpipe("verify", damaged, tokenizer, check=False)
+    assert done.returncode == 2 and f"{tokenizer}: " in done.stdout and str(damaged) not in done.stdout
+    assert f"{damaged / 'ledger.json'}: " in done.stderr and f"delete {damaged}" in done.stderr
 
 
 def test_plan_says_done_stale_and_missing(made):
@@ -193,6 +204,7 @@ def test_go_on_from_a_checkpoint(made, tmp_path):
         (["finetune", "--finetune.tasks", "colla"], "no task called 'colla'"),
         (["finetune", "--finetune.baselines", "oracle"], "finetune.baselines: 'oracle' is not one of"),
         (["finetune", "--finetune.data", "/nowhere"], "/nowhere"),
+        (["finetune", "--finetune.model", "a", "b"], "--finetune.model takes one value, got 2: a, b"),
         (["verify", "/nowhere"], "no manifest.json here"),
     ],
 )
@@ -271,7 +283,7 @@ def test_help_names_types_and_limits_in_words():
     printed = " ".join(bertpipe("finetune", "--help").stdout.split())
     assert printed.startswith("usage: bertpipe finetune [--config FILE ...] [--SECTION.KEY VALUE ...] Fine-tune")
     for shown in (
-        "(type: a number or a list of numbers, above 0, default: 2e-05)",
+        "(type: a number or a list of numbers, above 0, default: 5e-05)",
         "(type: a whole number or null, at least 1, default: null)",
         "(type: random or identity, default: random)",
     ):

@@ -393,9 +393,9 @@ def test_the_table_says_what_was_scored_what_failed_and_what_others_score():
         "cola model seed 2 failed: predicts 'x' for every example",
         "cola model: the median of the sound runs is 0.550",
         "mine test f1: median 0.200",
-        "                    cola   qqp",
-        "this model, dev     0.500  0.250",
-        "BERT, dev (A 2019)  0.600  0.700*",
+        "                    cola                   qqp",
+        "this model, dev     0.500 (1 of 3 failed)  0.250",
+        "BERT, dev (A 2019)  0.600                  0.700*",
         "* of two metrics; the paper doesn't say which, or whether their mean",
     ]
 

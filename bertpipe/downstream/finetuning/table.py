@@ -44,7 +44,7 @@ def _published(tables: dict[str, Any]) -> list[str]:
     labels = _once(_label(one) for rows in found.values() for one in rows)
     if not labels:
         return []
-    rows = [["", *found], ["this model, dev", *(_number(tables[name]["summary"][MODEL]["median"]) for name in found)]]
+    rows = [["", *found], ["this model, dev", *(_own(tables[name]["summary"][MODEL]) for name in found)]]
     for label in labels:
         scores = [next((_score(one) for one in ones if _label(one) == label), "-") for ones in found.values()]
         rows.append([label, *scores])
@@ -53,6 +53,12 @@ def _published(tables: dict[str, Any]) -> list[str]:
         *_aligned(rows),
         *(["* of two metrics; the paper doesn't say which, or whether their mean"] if starred else []),
     ]
+
+
+def _own(figures: dict[str, Any]) -> str:
+    """The median of our runs; some may have failed."""
+    failed = f" ({figures['num_failed']} of {figures['num_runs']} failed)" if figures["num_failed"] else ""
+    return _number(figures["median"]) + failed
 
 
 def _label(one: dict[str, Any]) -> str:
