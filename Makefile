@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: $(READY) ## text to a fine-tuned BERT and its report, under 10 minutes on 2 cores
+demo: $(READY) ## text to a fine-tuned BERT and its report, under 10 minutes on 2 cores fast in bf16
 	@$(BIN)/bertpipe all --config configs/demo.yaml
 
 test: $(READY) ## the tests, 10 minutes at most

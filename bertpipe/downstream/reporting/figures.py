@@ -182,7 +182,7 @@ def _speed(speed: dict[str, Any]) -> dict[str, Figure]:
         figures["data_wait"] = {"data": data, "layout": layout}
     if any(is_number(value) for value in speed.get("mfu", [])):
         data = [_line(steps, _percent(speed["mfu"]), "utilisation", "accent", "%{y:.1f} %")]
-        layout = _axes("optimizer step", "model FLOPs/s of a matrix product's (%)", showlegend=False)
+        layout = _axes("optimizer step", "utilisation (MFU, %)", showlegend=False)
         layout["yaxis"]["rangemode"] = "tozero"
         figures["mfu"] = {"data": data, "layout": layout}
     return figures

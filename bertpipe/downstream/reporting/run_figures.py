@@ -185,7 +185,7 @@ def _score_traces(run: dict[str, Any], tasks: list[str], number: int, count: int
 CURVES = (
     ("accuracy", "eval", "eval_accuracy", 100, "%", "hold-out tokens right (%)"),
     ("throughput", "speed", "tokens_per_second", 1, "tokens/s", "throughput (tokens/s)"),
-    ("mfu", "speed", "mfu", 100, "%", "model FLOPs/s of a matrix product's (%)"),
+    ("mfu", "speed", "mfu", 100, "%", "utilisation (MFU, %)"),
     ("data_wait", "speed", "data_wait_share", 100, "%", "time waiting for data (%)"),
     ("fill", "train", "fill", 100, "%", "real tokens in a slot (%)"),
     ("grad_norm", "train", "grad_norm", 1, "", "gradient norm (L2)"),
