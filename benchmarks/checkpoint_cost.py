@@ -29,6 +29,7 @@ from common import (
     pretrain_by,
     real_data,
     spread,
+    window_options,
     write_result,
 )
 
@@ -121,23 +122,11 @@ def show(facts: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="bert-base")
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--slot-tokens", type=int, default=1024)
-    parser.add_argument("--tokens-per-step", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=10, help="pairs of windows")
-    parser.add_argument("--steps", type=int, default=5, help="steps of a window")
-    parser.add_argument("--warmup", type=int, default=4, help="steps before the first window")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--characters", type=int, default=2_000_000)
-    parser.add_argument("--vocab-size", type=int, default=None)
-    parser.add_argument("--quick", action="store_true", help="bert-tiny, small steps, 2 rounds")
-    parser.add_argument("--out", type=Path, default=None, help="folder of the JSON file instead of results/")
-    options = parser.parse_args()
-    if options.quick:
-        options.preset, options.length, options.slot_tokens, options.tokens_per_step = "bert-tiny", 32, 256, 512
-        options.rounds, options.characters, options.vocab_size = 2, 600_000, 300
+    options = window_options(
+        *(__doc__, "bert-base"),
+        {"slot_tokens": 1024, "tokens_per_step": 2048, "steps": 5, "warmup": 4},
+        {"slot_tokens": 256, "tokens_per_step": 512},
+    )
     before = machine()
     with tempfile.TemporaryDirectory(prefix="bertpipe-") as folder:
         data = prepare(Path(folder) / "data", real_data(), options.characters, options.vocab_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import itertools
@@ -157,6 +158,33 @@ class Windows:
     def costs(self) -> list[float]:
         """Seconds that the deed took off training, of each pair."""
         return [done - plain for done, plain in zip(self.seconds[True], self.seconds[False], strict=True)]
+
+
+def window_options(about: str | None, preset: str, sizes: dict[str, int], quick: dict[str, int]) -> argparse.Namespace:
+    """What the command line says of a run in windows: `sizes` are the defaults of --slot-tokens, --tokens-per-step,
+    --steps and --warmup, `quick` those that --quick has."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default=preset)
+    parser.add_argument("--length", type=int, default=128)
+    for name, what in (
+        ("slot_tokens", "of a slot"),
+        ("tokens_per_step", "of a step"),
+        ("steps", "steps of a window"),
+        ("warmup", "steps before the first window"),
+    ):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=sizes[name], help=what)
+    parser.add_argument("--rounds", type=int, default=10, help="pairs of windows")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--characters", type=int, default=2_000_000)
+    parser.add_argument("--vocab-size", type=int, default=None)
+    parser.add_argument("--quick", action="store_true", help="bert-tiny, small steps, 2 rounds")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the JSON file instead of results/")
+    options = parser.parse_args()
+    if options.quick:
+        options.preset, options.length, options.rounds = "bert-tiny", 32, 2
+        options.characters, options.vocab_size = 600_000, 300
+        vars(options).update(quick)
+    return options
 
 
 def num_steps(options: Any) -> int:

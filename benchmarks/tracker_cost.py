@@ -37,6 +37,7 @@ from common import (
     pretrain_by,
     real_data,
     spread,
+    window_options,
     write_result,
 )
 
@@ -174,23 +175,11 @@ def show(rows: dict[str, dict[str, Any]]) -> None:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="bert-mini")
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--slot-tokens", type=int, default=2048)
-    parser.add_argument("--tokens-per-step", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=10, help="pairs of windows")
-    parser.add_argument("--steps", type=int, default=20, help="steps of a window")
-    parser.add_argument("--warmup", type=int, default=10, help="steps before the first window")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--characters", type=int, default=2_000_000)
-    parser.add_argument("--vocab-size", type=int, default=None)
-    parser.add_argument("--quick", action="store_true", help="bert-tiny, small steps, 2 rounds")
-    parser.add_argument("--out", type=Path, default=None, help="folder of the JSON file instead of results/")
-    options = parser.parse_args()
-    if options.quick:
-        options.preset, options.length, options.slot_tokens, options.tokens_per_step = "bert-tiny", 32, 256, 256
-        options.rounds, options.characters, options.vocab_size = 2, 600_000, 300
+    options = window_options(
+        *(__doc__, "bert-mini"),
+        {"slot_tokens": 2048, "tokens_per_step": 2048, "steps": 20, "warmup": 10},
+        {"slot_tokens": 256, "tokens_per_step": 256},
+    )
     os.environ["WANDB_MODE"] = "offline"
     before, rows = machine(), dict[str, dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="bertpipe-") as folder:
