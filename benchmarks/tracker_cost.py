@@ -1,6 +1,6 @@
 """What do trackers cost the steps beside which they are written?
 
-    python benchmarks/tracker_cost.py          BERT-mini@128, 4 x 10 rounds: about 15 minutes on two cores
+    python benchmarks/tracker_cost.py          BERT-mini@128, 4 x 10 rounds
     python benchmarks/tracker_cost.py --quick  a toy model; only to see that it runs
 
 The pretrain stage trains on one order without a break; its steps are cut into windows of equal length. In one of each
