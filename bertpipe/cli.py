@@ -205,7 +205,7 @@ def _run(pipeline: Pipeline, name: str) -> None:
     made = pipeline.run(name)
     if is_main():
         print(f"{name}: {'made' if made else 'done already,'} {folder}", flush=True)
-        if name == "pretrain" and pipeline.cfg.runtime.trackers and not made:
+        if name in ("pretrain", "finetune") and pipeline.cfg.runtime.trackers and not made:
             print("note: runtime.trackers hear of a run while it trains, so nothing of this one is sent", flush=True)
 
 

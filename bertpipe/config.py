@@ -308,8 +308,8 @@ class RuntimeConfig(Section):
     progress: bool = True
     """Show progress bars."""
     trackers: str | list[str] = Field(default_factory=list)
-    """Where pretraining's figures are shown beside its files: wandb (offline without a key), tensorboard, trackio; one
-    or several. `bertpipe dashboard` opens the last two."""
+    """Where figures of pretraining and fine-tuning are shown beside their files: wandb (offline without a key),
+    tensorboard, trackio; one or several. `bertpipe dashboard` opens the last two."""
     project: str = "bertpipe"
     """Project of wandb and trackio that the run stands in."""
     require_fast_attention: bool = False

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from bertpipe.config import RuntimeConfig, listed
 from bertpipe.errors import ConfigError
 from bertpipe.redaction import VARIABLE
+from bertpipe.train import trackers
 from bertpipe.train.trackers import Background, Tracker
 
 PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -38,7 +39,7 @@ EXTRAS = {"trackio": "'bertpipe[trackio]'"}
 
 @dataclass(frozen=True)
 class Run:
-    """What a tracker is told of a run; `name` is the artifact's, and so the same after a resume."""
+    """What a tracker is told of a run; `name` is the artifact's or names a cell, and so the same after a resume."""
 
     root: Path
     project: str
@@ -215,9 +216,10 @@ def check(settings: RuntimeConfig) -> None:
 
 
 def open_all(settings: RuntimeConfig, name: str, config: dict[str, Any]) -> list[Background]:
-    """The trackers of a run, yet to begin."""
+    """The trackers of a run, yet to begin; those that an earlier run of this process gave up are left out."""
     run = Run(Path(settings.root), settings.project, name, config)
-    return [Background(tracker, TRACKERS[tracker](run)) for tracker in dict.fromkeys(listed(settings.trackers))]
+    wanted = [tracker for tracker in dict.fromkeys(listed(settings.trackers)) if tracker not in trackers.given_up]
+    return [Background(tracker, TRACKERS[tracker](run)) for tracker in wanted]
 
 
 TRACKERS: dict[str, Callable[[Run], Tracker]] = {"wandb": Wandb, "tensorboard": TensorBoard, "trackio": Trackio}

@@ -45,13 +45,14 @@ def run(folder: Path, wanted: str | None = None, port: int | None = None, browse
 
 
 def _find(folder: Path) -> tuple[Path, str | None]:
-    """The folder that trackers wrote into, and the run's name if `folder` is a run."""
+    """The folder that trackers wrote into, and the run's name if `folder` is a run of pretraining."""
     if not folder.is_dir():
         raise ConfigError(f"dashboard: {folder} is no folder; give runtime.root (runs) or a run in it")
     folder = folder.resolve()  # also . and runs/../runs
     if (folder / "metrics.jsonl").exists():
         return folder.parent, folder.name.removesuffix(artifact.PARTIAL)
-    return folder, None
+    is_artifact = folder.suffix == artifact.PARTIAL or artifact.is_complete(folder)  # of fine-tuning: many runs
+    return (folder.parent if is_artifact else folder), None
 
 
 def _choose(root: Path, name: str | None, folder: Path, wanted: str | None) -> str:

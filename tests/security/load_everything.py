@@ -17,7 +17,7 @@ from bertpipe.config import Config
 from bertpipe.data import tokenizer
 from bertpipe.data.corpus import read_documents
 from bertpipe.data.shards import TokenShards
-from bertpipe.downstream.finetuning import training
+from bertpipe.downstream.finetuning import start_checks
 from bertpipe.downstream.publishing import publish
 from bertpipe.downstream.reporting import facts, report
 from bertpipe.downstream.tasks import tasks
@@ -51,7 +51,7 @@ def load(root: Path, data: str, out: Path) -> dict[str, int]:
     state = Checkpoints.restore(newest, network, Optimizer(network, pretrain.recipe(cfg)))
     loaded["step"] = state["step"]
     task = next(path for path in stages["finetune"].iterdir() if path.is_dir())
-    training.load_tokenizer_of(str(task / "model"))
+    start_checks.load_tokenizer_of(str(task / "model"))
     encoders.load(AutoModelForSequenceClassification, str(task / "model"), "finetune.model")
     loaded["examples"] = len(tasks.load(task.name, data)["train"])
     loaded["facts"] = len(facts.gather(cfg, stages))

@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, Bert
 
 from bertpipe.config import Config
 from bertpipe.data import tokenizer
-from bertpipe.downstream.finetuning import training
+from bertpipe.downstream.finetuning import start_checks
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders
 from bertpipe.train import estimate, pretrain
@@ -71,7 +71,7 @@ def plan(folder: Path) -> None:
 
 def finetuned(folder: Path) -> None:
     """As `finetune.model`."""
-    training.load_tokenizer_of(str(folder))
+    start_checks.load_tokenizer_of(str(folder))
 
 
 def adopt(folder: Path) -> None:

@@ -32,7 +32,9 @@ from bertpipe.downstream.finetuning.training import Job, prepare, train
 from bertpipe.downstream.tasks import tasks
 from bertpipe.downstream.tasks.kind import Task
 from bertpipe.errors import ArtifactError
+from bertpipe.train import boards
 from bertpipe.train.place import Place, check_processes
+from bertpipe.train.trackers import Background
 
 
 def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any]) -> None:
@@ -64,8 +66,9 @@ def run(cfg: Config, inputs: dict[str, Path], out: Path, counts: dict[str, Any])
 
 
 def check(cfg: Config) -> None:
-    """ConfigError for settings that make no runs; before anything is loaded."""
+    """ConfigError for settings that make no runs, and for trackers that can't be; before anything is loaded."""
     grid.check(cfg.finetune)
+    boards.check(cfg.runtime)
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,8 @@ class _Scoring:
                     scores |= job.score(split, predicted)
                     outcome |= job.details(split, predicted)
             else:
-                outcome = train(self._cfg(one), self.place, job, one.run.init, one.run.seed, scratch)
+                copies = self._copies(one) if self.place.is_main else []
+                outcome = train(self._cfg(one), self.place, job, one.run.init, one.run.seed, scratch, copies)
             if self.place.is_main:
                 point = vars(one.run.point) if one.run.point else {}
                 facts = {
@@ -242,6 +246,18 @@ class _Scoring:
                 artifact.write_json(scratch / "scores.json", result)
                 counts |= outcome["scores"]
         self.place.barrier()
+
+    def _copies(self, one: Cell) -> list[Background]:
+        """The trackers that show a run while it trains, each run under a name of its own."""
+        run, cfg = one.run, self._cfg(one)
+        config = cfg.model_dump(mode="json") | {"run": {"task": one.task, "init": run.init, "seed": run.seed}}
+        name = f"{one.task}-{run.name(self._several)}-{one.fingerprint[:12]}"
+        return boards.open_all(cfg.runtime, name, config)
+
+    @property
+    def _several(self) -> bool:
+        """Whether runs are told apart by their point too."""
+        return len(grid.points(self.cfg.finetune)) > 1
 
     def _cfg(self, one: Cell) -> Config:
         return self.cfg.model_copy(update={"finetune": one.settings})
@@ -266,7 +282,7 @@ class _Scoring:
 
     def _write(self, cells: list[Cell], best: Cell | None, folder: Path) -> None:
         """Sum up a task's runs, and bring them into the artifact; scores.json last."""
-        task, several = self.task, len(grid.points(self.cfg.finetune)) > 1
+        task, several = self.task, self._several
         for one in cells:
             take(one.folder, folder / "runs" / one.run.name(several))
         chosen = {

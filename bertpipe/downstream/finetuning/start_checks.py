@@ -1,14 +1,29 @@
-"""Whether a checkpoint and the tokenizer beside it belong together, as far as that can be known."""
+"""The tokenizer beside a checkpoint, and whether the two belong together, as far as that can be known."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from bertpipe import outside
 from bertpipe.errors import ConfigError
 from bertpipe.model.kernels import say_once
+from bertpipe.train.pretrain import load_tokenizer
 
 PADDED_ROWS = 0.1
 """Share of the embedding's rows that may be without a token: many checkpoints round their number up."""
+
+
+def load_tokenizer_of(model: str, setting: str = "finetune.model") -> Any:
+    """The tokenizer that lies beside a checkpoint; ConfigError when there is none."""
+    outside.check(model, setting)
+    try:
+        tokenizer = load_tokenizer(model)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"{setting}: no tokenizer can be loaded from {model!r}: {reason}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where there is none
+        raise ConfigError(f"{setting}: {model!r} holds no tokenizer (tokenizer.json or vocab.txt)")
+    return tokenizer
 
 
 def check_tokenizer(tokenizer: Any, model: Any) -> None:

@@ -6,6 +6,7 @@ The same loop as pretraining, on the same packed batches; what depends on the fo
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from bertpipe import outside
 from bertpipe.config import Config, FinetuneConfig
 from bertpipe.data.batches import Examples, ExampleSlots, pack_examples
 from bertpipe.downstream.finetuning import baselines, grid, start_checks
@@ -30,7 +30,7 @@ from bertpipe.train import loop
 from bertpipe.train.checkpoint import save_model
 from bertpipe.train.optim import Optimizer, Recipe
 from bertpipe.train.place import Place
-from bertpipe.train.pretrain import load_tokenizer
+from bertpipe.train.trackers import Background
 from bertpipe.train.tracking import Record
 
 PREDICT_TOKENS = 8_192  # of one packed row when predicting
@@ -129,22 +129,9 @@ def prepare(name: str, settings: FinetuneConfig, model: str, new_head: bool = Fa
             f"{name}: {task.validation} has no labels, so nothing says which of several values is best; give "
             "finetune.lr, batch_size and epochs one value each"
         )
-    tokenizer = load_tokenizer_of(model, setting)
+    tokenizer = start_checks.load_tokenizer_of(model, setting)
     encoded = {s: KINDS[task.kind].encode(split, tokenizer, settings) for s, split in splits.items()}
     return Job(task, splits, encoded, model, tokenizer, new_head)
-
-
-def load_tokenizer_of(model: str, setting: str = "finetune.model") -> Any:
-    """The tokenizer that lies beside a checkpoint; ConfigError when there is none."""
-    outside.check(model, setting)
-    try:
-        tokenizer = load_tokenizer(model)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{setting}: no tokenizer can be loaded from {model!r}: {reason}") from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one where there is none
-        raise ConfigError(f"{setting}: {model!r} holds no tokenizer (tokenizer.json or vocab.txt)")
-    return tokenizer
 
 
 def build(job: Job, settings: FinetuneConfig, init: str, seed: int, say: bool = False) -> Any:
@@ -221,13 +208,21 @@ def _check_whole(model: str, missing: set[str], resized: list[str], fields: dict
         )
 
 
-def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Path | None) -> dict[str, Any]:
+def train(
+    cfg: Config,
+    place: Place,
+    job: Job,
+    init: str,
+    seed: int,
+    scratch: Path | None,
+    copies: Sequence[Background] = (),
+) -> dict[str, Any]:
     """Fine-tune one model; the epoch with the best headline score on validation counts and is kept, the last one where
     validation has no labels: then nothing is scored.
 
-    The settings are those of one point (grid.at); without epochs the model is scored as it is. Writes records,
-    predictions and (for init `model`) the model into `scratch` where that is given. A run that diverges has no scores;
-    `failed` says why a run counts for nothing.
+    The settings are those of one point (grid.at); without epochs the model is scored as it is. Writes records, which
+    `copies` get too, predictions and (for init `model`) the model into `scratch` where that is given. A run that
+    diverges has no scores; `failed` says why a run counts for nothing.
     """
     settings = cfg.finetune
     model = build(job, settings, init, seed, say=place.is_main)
@@ -238,7 +233,7 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
     best = _Best(job, objective, place, settings.patience)
     try:
         if grid.is_trained(settings):
-            _fit(cfg, place, job, best, init, seed, scratch)
+            _fit(cfg, place, job, best, init, seed, Record(scratch, cfg.runtime.log_every, copies))
         else:
             best()
     except DivergedError as error:
@@ -266,7 +261,7 @@ def train(cfg: Config, place: Place, job: Job, init: str, seed: int, scratch: Pa
     return found | details
 
 
-def _fit(cfg: Config, place: Place, job: Job, best: _Best, init: str, seed: int, scratch: Path | None) -> None:
+def _fit(cfg: Config, place: Place, job: Job, best: _Best, init: str, seed: int, record: Record) -> None:
     """Train the objective of `best` in place, which is asked after each epoch."""
     settings, point = cfg.finetune, point_of(cfg.finetune)
     examples = job.encoded["train"].examples
@@ -285,7 +280,7 @@ def _fit(cfg: Config, place: Place, job: Job, best: _Best, init: str, seed: int,
         desync_every=cfg.runtime.desync_every,
         timeout=cfg.runtime.timeout,
     )
-    with Record(scratch, cfg.runtime.log_every) as record:
+    with record:
         loop.fit(
             *(best.objective, source, optimizer, looping, place, record, best),
             epoch_of=lambda step: step // epoch_of,

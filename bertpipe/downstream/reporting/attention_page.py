@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from bertpipe.artifact import replacing, writing
-from bertpipe.downstream.finetuning.training import load_tokenizer_of
+from bertpipe.downstream.finetuning.start_checks import load_tokenizer_of
 from bertpipe.downstream.reporting import pages
 from bertpipe.errors import ConfigError, DataError
 from bertpipe.model import encoders

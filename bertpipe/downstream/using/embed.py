@@ -25,7 +25,8 @@ from bertpipe.config import CorpusConfig
 from bertpipe.data.batches import Examples, pack_examples
 from bertpipe.data.npy import GrowingNpy
 from bertpipe.data.readers import FORMATS, Bad, read_file
-from bertpipe.downstream.finetuning.training import load_tokenizer_of, rows_by_length
+from bertpipe.downstream.finetuning.start_checks import load_tokenizer_of
+from bertpipe.downstream.finetuning.training import rows_by_length
 from bertpipe.downstream.tasks import tasks
 from bertpipe.downstream.tasks.encode import encode_texts
 from bertpipe.downstream.using import sentence_folder

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bertpipe import outside
-from bertpipe.downstream.finetuning.training import load_tokenizer_of
+from bertpipe.downstream.finetuning.start_checks import load_tokenizer_of
 from bertpipe.downstream.tasks.kinds import KINDS
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders
