@@ -182,11 +182,14 @@ def write_page(path: Path) -> str:
     facts = json.loads(path.read_text())
     table = [("", "target", "seen"), ("---",) * 3, *rows(facts["parts"])]
     text = "\n".join("| " + " | ".join(row) + " |" for row in table)
-    parts = "; ".join(f"{name} on {m['date']} with {m['cores']} core(s)" for name, m in facts["measured"].items())
+    measured = facts["measured"]
+    minutes = {name: m["seconds"] / 60 for name, m in measured.items()}
+    parts = "; ".join(f"{n} on {m['date']}, {m['cores']} core(s), {minutes[n]:.0f} min" for n, m in measured.items())
     page = f"""# Reliability
 
 What `make torture` saw ({facts["processor"]}, {facts["cores"]} cores, torch {facts["environment"]["torch"]}, gloo on
-CPU). Runs: {SETTING}. Measured: {parts}.
+CPU). Runs: {SETTING}. Measured: {parts};
+{sum(minutes.values()):.0f} min in all.
 Figures: `benchmarks/results/{path.name}`.
 
 {text}
