@@ -207,9 +207,8 @@ class Pipeline:
         for other in sorted(self.root.glob(f"{name}-????????????{artifact.PARTIAL}")):
             begun = (other / artifact.RECIPE).is_file() and sum(1 for _ in other.iterdir()) > 2  # beside the lock
             if other.name != own and begun and not artifact.is_at_work(other):
-                changed = differing(artifact.read_recipe(other), self.recipe(name))
-                first = changed[0] if changed else "made by another version"
-                print(f"note: {other} is unfinished and not gone on with: {first}", flush=True)
+                changed = _some(differing(artifact.read_recipe(other), self.recipe(name)))
+                print(f"note: {other} is unfinished and not gone on with: {changed}", flush=True)
 
     def state(self, name: str) -> tuple[str, str]:
         """("done" | "stale" | "partial" | "missing", what to know about it)."""
@@ -224,7 +223,7 @@ class Pipeline:
         if not differences:
             return "missing", f"`bertpipe {name}` makes it"
         nearest = min(differences, key=len)
-        return "stale", nearest[0] if nearest else "made by another version"
+        return "stale", _some(nearest)
 
 
 def differing(manifest: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
@@ -238,6 +237,12 @@ def differing(manifest: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
                 detail = "" if kind == "parents" else f": was {_short(before.get(key))}, is {_short(now.get(key))}"
                 lines.append(f"{label}{key}{detail}")
     return lines
+
+
+def _some(differences: list[str], most: int = 3) -> str:
+    """The first of `differing`'s lines as one, and how many more there are."""
+    more = f"; {len(differences) - most} more" if len(differences) > most else ""
+    return "; ".join(differences[:most]) + more or "made by another version"
 
 
 def _flatten(value: Any, prefix: str) -> dict[str, Any]:

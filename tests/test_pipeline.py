@@ -80,6 +80,11 @@ def test_plan_says_done_stale_and_missing(made):
     assert states["shards"].split()[1] == "done"
     assert "stale" in states["pretrain"] and "train.steps: was 30, is 31" in states["pretrain"]
     assert "stale" in states["finetune"] and "made from another pretrain" in states["finetune"]
+    changed = ["--masking.probability", "0.2", "--optim.lr", "1e-3", "--train.steps", "31", "--train.seed", "5"]
+    (line,) = [x for x in bertpipe("plan", *arguments, *changed).stdout.splitlines() if x.startswith("pretrain")]
+    assert line.endswith(
+        "masking.probability: was 0.15, is 0.2; optim.lr: was 0.002, is 0.001; train.steps: was 30, is 31; 1 more"
+    )
     nowhere = bertpipe("plan", *arguments, "--runtime.root", str(made[0] / "elsewhere")).stdout
     assert nowhere.count("missing") == len(STAGES)
 
@@ -200,6 +205,8 @@ def test_go_on_from_a_checkpoint(made, tmp_path):
         (["all", "--runtime.root", "/dev/null"], "/dev/null"),
         (["verify", "/dev/null"], "no manifest.json here"),
         (["pretrain", "--train.slot_tokens", "16"], "train.slot_tokens: 16 is less than train.sequence_length 32"),
+        (["plan", "--train.slot_tokens", "16"], "train.slot_tokens: 16 is less than train.sequence_length 32"),
+        (["plan", "--finetune.baselines", "oracle"], "finetune.baselines: 'oracle' is not one of"),
         (["pretrain", "--train.sequence_length", "96"], "train.sequence_length: 96 exceeds the model's 64 positions"),
         (["finetune", "--finetune.tasks", "colla"], "no task called 'colla'"),
         (["finetune", "--finetune.baselines", "oracle"], "finetune.baselines: 'oracle' is not one of"),
@@ -210,7 +217,7 @@ def test_go_on_from_a_checkpoint(made, tmp_path):
 )
 def test_a_users_mistake_is_one_line_and_exit_2(made, arguments, message):
     command, *rest = arguments
-    given = made[1] if command in ("pretrain", "finetune", "all") else []
+    given = made[1] if command in ("plan", "pretrain", "finetune", "all") else []
     done = bertpipe(command, *given, *rest, check=False)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
