@@ -249,9 +249,7 @@ def _close(pipeline: Pipeline) -> None:
 def _plan(pipeline: Pipeline) -> int:
     states = {name: pipeline.state(name) for name in wanted(pipeline.cfg)}
     for name, (state, detail) in states.items():
-        print(f"{name:<10} {state:<8} {detail}", flush=True)
-    for name in states:  # what would be refused is refused here too
-        pipeline.check(name)
+        print(f"{name:<10} {state:<8} {detail}")
     return 0
 
 

@@ -9,16 +9,12 @@ long as it is a plain value, so only those are let through.
 
 from __future__ import annotations
 
-import functools
 import json
-import socket
-import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from bertpipe import reach
 from bertpipe.errors import ConfigError
 
 FORBIDDEN = {
@@ -39,9 +35,6 @@ MAPPINGS = {"task_specific_params", "pruned_heads", "id2label", "label2id", "rop
 """Mappings that published configs have, whether or not a class lists them."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 INDEX = "model.safetensors.index.json"
-CACHED = ("config.json", "tokenizer_config.json", "tokenizer.json", "vocab.txt")
-REACH_SECONDS = 10.0
-"""That the Hub may take to accept a connection."""
 
 
 def check(name: str, setting: str, revision: str | None = None, weights: bool = True) -> None:
@@ -53,7 +46,7 @@ def check(name: str, setting: str, revision: str | None = None, weights: bool = 
     if not Path(name).is_dir():
         if name.startswith(("/", ".")):
             raise ConfigError(f"{setting}: there is no folder {name}")
-        _check_reach(name, setting, revision)
+        reach.check(name, setting, revision, weights)
     path, config = _read(name, "config.json", setting, revision)
     for key, reason in (*_complaints(config), *_tokenizer_class(config)):
         raise ConfigError(f"{setting}: {path}: {key} {reason}; remove it from a copy of the folder if you trust it")
@@ -67,48 +60,6 @@ def check(name: str, setting: str, revision: str | None = None, weights: bool = 
         raise ConfigError(f"{setting}: {path}: an adapter, which stands on another model; merge it and save it whole")
     if Path(name).is_dir():
         _check_weights(Path(name), setting)
-
-
-def _check_reach(name: str, setting: str, revision: str | None) -> None:
-    """ConfigError for a Hub id that is not in the cache while the Hub can't be reached.
-
-    The library tries each file of it six times in that case, for two minutes in all.
-    """
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    why = "" if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
-    if not why:
-        return
-    try:
-        found = [try_to_load_from_cache(name, file, revision=revision) for file in CACHED]
-    except ValueError:  # no such id: the loader has the better words
-        return
-    if not any(isinstance(path, str) for path in found):
-        raise ConfigError(
-            f"{setting}: {name!r} is no folder and not in this machine's cache of the Hub, and {constants.ENDPOINT} "
-            f"can't be reached ({why}); name a folder"
-        )
-    _say_cached(name, constants.ENDPOINT, why)
-
-
-@functools.cache
-def _say_cached(name: str, endpoint: str, why: str) -> None:
-    advice = "set HF_HUB_OFFLINE=1, and nothing is asked for in vain"
-    print(f"note: {endpoint} can't be reached ({why}), so {name} comes from the cache; {advice}", file=sys.stderr)
-
-
-@functools.cache
-def _unreachable(endpoint: str) -> str:
-    """Why nothing listens there; empty where something does, or where a proxy is asked instead."""
-    address = urlsplit(endpoint)
-    if {address.scheme, "all"} & urllib.request.getproxies().keys():
-        return ""
-    port = address.port or (80 if address.scheme == "http" else 443)
-    try:
-        socket.create_connection((address.hostname or "", port), REACH_SECONDS).close()
-        return ""
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def _read(name: str, file: str, setting: str, revision: str | None) -> tuple[str, dict[str, Any]]:

@@ -22,7 +22,9 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init_
 ORDER = [
     ("errors", "troubleshooting"),
     ("config_parts",),
-    ("config", "artifact", "floors", "home", "outside", "redaction"),
+    ("config", "artifact", "floors", "home", "redaction"),
+    ("reach",),
+    ("outside",),
     ("config_files",),
     ("data", "model"),
     ("train",),

@@ -205,8 +205,6 @@ def test_go_on_from_a_checkpoint(made, tmp_path):
         (["all", "--runtime.root", "/dev/null"], "/dev/null"),
         (["verify", "/dev/null"], "no manifest.json here"),
         (["pretrain", "--train.slot_tokens", "16"], "train.slot_tokens: 16 is less than train.sequence_length 32"),
-        (["plan", "--train.slot_tokens", "16"], "train.slot_tokens: 16 is less than train.sequence_length 32"),
-        (["plan", "--finetune.baselines", "oracle"], "finetune.baselines: 'oracle' is not one of"),
         (["pretrain", "--train.sequence_length", "96"], "train.sequence_length: 96 exceeds the model's 64 positions"),
         (["finetune", "--finetune.tasks", "colla"], "no task called 'colla'"),
         (["finetune", "--finetune.baselines", "oracle"], "finetune.baselines: 'oracle' is not one of"),
@@ -217,7 +215,7 @@ def test_go_on_from_a_checkpoint(made, tmp_path):
 )
 def test_a_users_mistake_is_one_line_and_exit_2(made, arguments, message):
     command, *rest = arguments
-    given = made[1] if command in ("plan", "pretrain", "finetune", "all") else []
+    given = made[1] if command in ("pretrain", "finetune", "all") else []
     done = bertpipe(command, *given, *rest, check=False)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr

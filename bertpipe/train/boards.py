@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -86,8 +87,7 @@ class Wandb:
             settings=settings,
         )
         if not online:
-            folder = shlex.quote(str(Path(self.run.dir).parent))
-            print(f"wandb: no key, so offline; upload later with: wandb sync {folder}", flush=True)
+            _say_offline(self.of.root / "wandb")
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Send one line, unless the server has had that step before."""
@@ -100,6 +100,13 @@ class Wandb:
 
         self.run.finish()
         wandb.teardown()
+
+
+@cache
+def _say_offline(folder: Path) -> None:
+    """Once for all runs of a command."""
+    where = f"{shlex.quote(str(folder))}/offline-run-*"
+    print(f"wandb: no key, so offline; upload later with: wandb sync {where}", flush=True)
 
 
 def _finds_key(server: str) -> bool:

@@ -36,7 +36,7 @@ def run(folder: Path, wanted: str | None = None, port: int | None = None, browse
     board = _choose(root, name, folder, wanted)
     port = free_port(port, PORTS[board])
     address = f"http://{HOST}:{port}/{BOARDS[board](root, name, port)}"
-    print(f"{board} shows {folder} at {address} (Ctrl-C ends it)", flush=True)
+    print(f"{board} shows {folder if name else root} at {address} (Ctrl-C ends it)", flush=True)
     if browser and _has_display():
         with contextlib.suppress(webbrowser.Error, OSError):
             webbrowser.open(address)
@@ -45,14 +45,14 @@ def run(folder: Path, wanted: str | None = None, port: int | None = None, browse
 
 
 def _find(folder: Path) -> tuple[Path, str | None]:
-    """The folder that trackers wrote into, and the run's name if `folder` is a run of pretraining."""
+    """The folder that trackers wrote into, and the run's name if `folder` is a run of pretraining; an artifact of
+    fine-tuning is of many runs, so all of the folder it lies in are shown."""
     if not folder.is_dir():
         raise ConfigError(f"dashboard: {folder} is no folder; give runtime.root (runs) or a run in it")
-    folder = folder.resolve()  # also . and runs/../runs
-    if (folder / "metrics.jsonl").exists():
-        return folder.parent, folder.name.removesuffix(artifact.PARTIAL)
-    is_artifact = folder.suffix == artifact.PARTIAL or artifact.is_complete(folder)  # of fine-tuning: many runs
-    return (folder.parent if is_artifact else folder), None
+    whole = folder.resolve()  # also . and runs/../runs
+    if (whole / "metrics.jsonl").exists():
+        return whole.parent, whole.name.removesuffix(artifact.PARTIAL)
+    return (whole.parent if whole.name.startswith("finetune-") else folder), None
 
 
 def _choose(root: Path, name: str | None, folder: Path, wanted: str | None) -> str:

@@ -58,6 +58,8 @@ class Background:
         self._tracker, self._room, self._failed = tracker, room, False
         self._waiting: queue.SimpleQueue[Figures | None] = queue.SimpleQueue()  # None: nothing more
         self._thread: threading.Thread | None = None
+        self.waited = 0.0
+        """Seconds that the run waited at its end, for all of its trackers."""
         self._asked = self._again = self._recorded = self._refused = 0
 
     def begin(self, past: Iterable[Figures] = ()) -> None:
@@ -136,7 +138,8 @@ class Background:
 
 def finish(trackers: Sequence[Background]) -> None:
     """Close their records, or give them up aloud: within CLOSE_SECONDS, all in all."""
-    until = time.monotonic() + CLOSE_SECONDS
+    begun = time.monotonic()
+    until = begun + CLOSE_SECONDS
     for tracker in trackers:
         tracker.close()
     try:
@@ -145,3 +148,4 @@ def finish(trackers: Sequence[Background]) -> None:
     finally:  # of a second Ctrl-C too
         for tracker in trackers:
             tracker.settle()
+            tracker.waited = time.monotonic() - begun

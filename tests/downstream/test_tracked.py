@@ -103,6 +103,23 @@ def test_one_that_was_given_up_is_not_waited_for_again(start, tmp_path, monkeypa
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
+def test_wandb_says_once_for_all_runs_how_to_upload_them(start, tmp_path, capsys):
+    tune(start, tmp_path, "wandb")
+    out = capsys.readouterr().out
+    assert f"wandb: no key, so offline; upload later with: wandb sync {tmp_path}/wandb/offline-run-*\n" in out
+    assert out.count("wandb: ") == 1 and len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
+
+
+def test_the_time_of_a_run_leaves_waiting_for_trackers_out(start, tmp_path, monkeypatch):
+    def wait(copies) -> None:
+        for copy in copies:
+            copy.waited = 1000.0
+
+    monkeypatch.setattr(trackers, "finish", wait)
+    (run, _) = tuning.scores(tune(start, tmp_path, "tensorboard"))["sst2"]["runs"]
+    assert -1000 < run["wall_seconds"] < -900
+
+
 def flags(start: Path, root: Path) -> list[str]:
     settings = {"model": start / "model", "data": start / "glue", "tasks": "sst2", "epochs": 1, "max_length": 32}
     given = [word for name, value in settings.items() for word in (f"--finetune.{name}", str(value))]

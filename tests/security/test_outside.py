@@ -8,15 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertTokenizer
 
-from bertpipe import outside
 from bertpipe.config import Config
 from bertpipe.data import tokenizer
 from bertpipe.downstream.finetuning import start_checks
 from bertpipe.errors import ConfigError
 from bertpipe.model import encoders
 from bertpipe.train import estimate, pretrain
-from tests.downstream.tuning import write_task
-from tests.runs import bertpipe, prepare
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
 
@@ -203,48 +200,3 @@ def test_a_hub_id_is_checked_at_its_revision(stock, tmp_path, monkeypatch):
         ):
             outside.check("someone/model", "tokenizer.adopt", revision)
     outside.check("no-one/no-model", "model.init")  # the loader says what is wrong
-
-
-NOWHERE = "http://127.0.0.1:9"  # nothing listens there
-
-
-@pytest.mark.parametrize("setting", ["tokenizer.adopt", "finetune.model"])
-def test_a_hub_that_cannot_be_reached_is_one_line_at_once(setting, tmp_path):
-    """The library would try for two minutes, and say so in thirty lines."""
-    config = ["--config", prepare(tmp_path), "--runtime.root", tmp_path / "runs"]
-    assert bertpipe("corpus", *config).returncode == 0
-    away = {"HF_ENDPOINT": NOWHERE, "HF_HUB_OFFLINE": None, "HF_HOME": str(tmp_path / "cache"), "NO_PROXY": "*"}
-    away |= {"http_proxy": None, "HTTP_PROXY": None, "all_proxy": None, "ALL_PROXY": None}
-    write_task(tmp_path / "glue", "sst2")
-    more = ["--finetune.tasks", "sst2", "--finetune.data", tmp_path / "glue", f"--{setting}", "someone/bert"]
-    done = bertpipe(setting.partition(".")[0], *config, *more, check=False, **away)
-    said = (
-        f"bertpipe: {setting}: 'someone/bert' is no folder and not in this machine's cache of the Hub, and {NOWHERE} "
-    )
-    assert done.returncode == 2 and done.stderr.startswith(said + "can't be reached (Connection refused)")
-    assert done.stderr.count("\n") == 1
-
-
-def test_what_is_in_the_cache_is_taken_from_there(stock, tmp_path, monkeypatch, capsys):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(outside.urllib.request, "getproxies", dict)
-    monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    repository = tmp_path / "models--someone--bert"
-    shutil.copytree(stock, repository / "snapshots" / "0123")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123")
-    monkeypatch.setattr(outside, "_read", lambda *_: ("", {}))  # what it fetches is not asked for here
-    for _ in range(2):
-        outside.check("someone/bert", "model.init")
-    err = capsys.readouterr().err
-    assert err.count("someone/bert comes from the cache; set HF_HUB_OFFLINE=1") == 1 and err.count("\n") == 1
-    with pytest.raises(
-        ConfigError, match=r"model\.init: 'someone/roberta' is no folder and not in this machine's cache"
-    ):
-        outside.check("someone/roberta", "model.init")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    outside.check("someone/roberta", "model.init")
-    assert capsys.readouterr().err == ""

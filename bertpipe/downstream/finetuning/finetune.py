@@ -218,6 +218,7 @@ class _Scoring:
                         other.drop_model()
 
     def _make(self, one: Cell) -> None:
+        copies = self._copies(one) if self.place.is_main else []
         writing: Any = one.committing() if self.place.is_main else contextlib.nullcontext((None, {}))
         job, started = self.job, time.monotonic()
         with writing as (scratch, counts):
@@ -229,12 +230,12 @@ class _Scoring:
                     scores |= job.score(split, predicted)
                     outcome |= job.details(split, predicted)
             else:
-                copies = self._copies(one) if self.place.is_main else []
                 outcome = train(self._cfg(one), self.place, job, one.run.init, one.run.seed, scratch, copies)
             if self.place.is_main:
                 point = vars(one.run.point) if one.run.point else {}
+                waited = max((tracker.waited for tracker in copies), default=0.0)
                 facts = {
-                    "wall_seconds": round(time.monotonic() - started, 1),
+                    "wall_seconds": round(time.monotonic() - started - waited, 1),
                     "task": asdict(job.task),
                     "floor": job.floor,
                     "labels": job.labels.label_names,
@@ -251,7 +252,7 @@ class _Scoring:
         """The trackers that show a run while it trains, each run under a name of its own."""
         run, cfg = one.run, self._cfg(one)
         config = cfg.model_dump(mode="json") | {"run": {"task": one.task, "init": run.init, "seed": run.seed}}
-        name = f"{one.task}-{run.name(self._several)}-{one.fingerprint[:12]}"
+        name = f"{one.task[:40]}-{run.name(self._several)}-{one.fingerprint[:12]}"
         return boards.open_all(cfg.runtime, name, config)
 
     @property

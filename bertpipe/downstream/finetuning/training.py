@@ -233,7 +233,8 @@ def train(
     best = _Best(job, objective, place, settings.patience)
     try:
         if grid.is_trained(settings):
-            _fit(cfg, place, job, best, init, seed, Record(scratch, cfg.runtime.log_every, copies))
+            with Record(scratch, cfg.runtime.log_every, copies) as record:
+                _fit(cfg, place, job, best, init, seed, record)
         else:
             best()
     except DivergedError as error:
@@ -280,12 +281,11 @@ def _fit(cfg: Config, place: Place, job: Job, best: _Best, init: str, seed: int,
         desync_every=cfg.runtime.desync_every,
         timeout=cfg.runtime.timeout,
     )
-    with record:
-        loop.fit(
-            *(best.objective, source, optimizer, looping, place, record, best),
-            epoch_of=lambda step: step // epoch_of,
-            enough=best.enough,
-        )
+    loop.fit(
+        *(best.objective, source, optimizer, looping, place, record, best),
+        epoch_of=lambda step: step // epoch_of,
+        enough=best.enough,
+    )
 
 
 def failure(job: Job, outputs: Outputs, scores: dict[str, float]) -> str | None:

@@ -53,7 +53,7 @@ class Embedder:
         own = sentence_folder.read(model)
         self.pooling = pooling or own.pooling
         self.normalize = own.normalize if normalize is None else normalize
-        self.place, self.tokenizer = place, load_tokenizer_of(own.model)
+        self.place, self.tokenizer = place, load_tokenizer_of(own.model, "--model")
         self.model = encoders.load_bare(own.model, "--model").to(place.device).eval()
         kernel = kernels.choose(self.model.config, place.device, place.precision)
         kernels.settle(kernel, False, say=True)

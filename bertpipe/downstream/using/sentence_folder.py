@@ -36,6 +36,7 @@ class SentenceModel:
 
 def read(model: str) -> SentenceModel:
     """Of a folder or Hub id; for a plain checkpoint mean pooling. ConfigError for what isn't offered."""
+    outside.check(model, "--model")
     modules = outside.read_json(model, "modules.json", "--model")[1]
     if modules is None:
         return SentenceModel(model)
