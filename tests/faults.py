@@ -113,7 +113,8 @@ def poison(rank: int) -> None:
 
 
 def lose_a_worker(rank: int) -> None:
-    """A process that prepares batches ends, or hangs (FAULT_WORKER: exit, hang), at step 8."""
+    """A process that prepares batches ends, hangs, or lives on without its sockets (FAULT_WORKER: exit, hang, deaf), at
+    step 8."""
     if _chosen(rank):
         from bertpipe.data import batches
 
@@ -128,10 +129,18 @@ def worker_fault(worker: int) -> None:
 
     def slots(self: Any, step: int, first: int, last: int) -> Any:
         if step == 8:
-            os._exit(1) if kind == "exit" else time.sleep(600)
+            {"exit": lambda: os._exit(1), "hang": lambda: time.sleep(600), "deaf": close_sockets}[kind]()
         return inner(self, step, first, last)
 
     MaskedSlots.slots = slots  # type: ignore[method-assign]
+
+
+def close_sockets() -> None:
+    """As the system does when a process ends, a moment before its parent can know."""
+    from multiprocessing import resource_sharer
+
+    resource_sharer.DupFd(0)  # it listens from the first of them on
+    resource_sharer._resource_sharer._listener.close()  # type: ignore[attr-defined]
 
 
 def terminate_corpus(rank: int) -> None:

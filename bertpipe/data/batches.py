@@ -312,9 +312,9 @@ def load(
     """Each of `steps` with its slots first .. last - 1, prepared ahead by `workers` processes (0: in line).
 
     Closing it ends the workers. A worker that dies, or answers for `timeout` seconds (0: ever) no more, is a
-    RuntimeError of torch's.
+    RuntimeError that names torch's DataLoader.
     """
-    yield from DataLoader(
+    batches = DataLoader(
         _Steps(source, first, last),
         batch_size=None,
         sampler=steps,
@@ -325,3 +325,10 @@ def load(
         timeout=timeout if workers else 0.0,
         worker_init_fn=_ignore_signals if workers else None,
     )
+    try:
+        yield from batches
+    except (OSError, EOFError) as error:
+        if not workers or "DataLoader worker" in str(error):  # of the source itself
+            raise
+        # a dying worker's sockets close before it is seen to be dead
+        raise RuntimeError(f"DataLoader: a worker can't be reached: {error}") from error

@@ -135,7 +135,7 @@ def test_a_rank_without_memory_ends_all(shards, undisturbed, tmp_path):
     finishes(shards, root, undisturbed)
 
 
-@pytest.mark.parametrize("kind", ["exit", pytest.param("hang", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["exit", "deaf", pytest.param("hang", marks=pytest.mark.slow)])
 def test_a_lost_loader_worker_ends_all(shards, undisturbed, tmp_path, kind):
     root = tmp_path / "runs"
     more = ["--runtime.loader_workers", "1", "--runtime.timeout", "5"]
