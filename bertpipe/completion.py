@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from bertpipe.commands import ARGUMENTS
 from bertpipe.config import Config, Section
-from bertpipe.config_files import section_in
+from bertpipe.config_files import presets, section_in
 from bertpipe.errors import ConfigError
 
 
@@ -26,6 +26,7 @@ def script(shell: str, commands: Mapping[str, str], switches: Mapping[str, str])
 
     if shell not in shtab.SUPPORTED_SHELLS:
         raise ConfigError(f"completion: {shell!r} is not one of {', '.join(shtab.SUPPORTED_SHELLS)}")
+    named = names()
     whole = argparse.ArgumentParser(prog="bertpipe")
     every = whole.add_subparsers()
     for name, text in commands.items():
@@ -40,7 +41,7 @@ def script(shell: str, commands: Mapping[str, str], switches: Mapping[str, str])
         elif not own:
             one.add_argument("--config", help="YAML file with settings").complete = shtab.FILE  # type: ignore[attr-defined]
             for path, kind, doc in settings():
-                one.add_argument(f"--{path}", choices=words(kind), help=_plain(doc))
+                one.add_argument(f"--{path}", choices=named.get(path, words(kind)), help=_plain(doc))
             if name == "report":
                 one.add_argument("runs", nargs="*").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
                 one.add_argument("--out", type=Path, help="the page of the runs")
@@ -59,6 +60,33 @@ def settings(section: type[Section] = Config, prefix: str = "") -> Iterator[tupl
             yield path, field.annotation, field.description or ""
         else:
             yield from settings(inner, f"{path}.")
+
+
+def names() -> dict[str, list[str]]:
+    """The values of settings that name a row of a table."""
+    from bertpipe.data.masking import MASKINGS, RATES
+    from bertpipe.downstream.finetuning.baselines import BASELINES
+    from bertpipe.downstream.finetuning.grid import SCRATCH
+    from bertpipe.downstream.tasks.kinds import KINDS
+    from bertpipe.downstream.tasks.tasks import TASKS
+    from bertpipe.model.objectives import OBJECTIVES
+    from bertpipe.train.boards import TRACKERS
+    from bertpipe.train.optim import OPTIMIZERS, SCHEDULES
+
+    tables = {
+        "model.preset": presets(),
+        "masking.strategy": MASKINGS,
+        "masking.schedule": RATES,
+        "optim.name": OPTIMIZERS,
+        "optim.schedule": SCHEDULES,
+        "train.objective": OBJECTIVES,
+        "finetune.tasks": [*TASKS, "all"],
+        "finetune.task.kind": KINDS,
+        "finetune.baselines": [*BASELINES, SCRATCH],
+        "finetune.warm_start": ["mnli"],
+        "runtime.trackers": TRACKERS,
+    }
+    return {setting: list(table) for setting, table in tables.items()}
 
 
 def words(kind: Any) -> list[str] | None:

@@ -365,11 +365,14 @@ def preset_folder() -> Path:
 
 def read_preset(name: str) -> dict[str, Any]:
     """Fields of a model preset; ConfigError with the choices when there is none of that name."""
-    path = preset_folder() / f"{name}.yaml"
-    choices = sorted(p.stem for p in preset_folder().glob("*.yaml"))
-    if name not in choices:
+    if name not in (choices := presets()):
         raise ConfigError(f"model.preset: {name!r} is not one of {', '.join(choices)}")
-    return _read_yaml(path)
+    return _read_yaml(preset_folder() / f"{name}.yaml")
+
+
+def presets() -> list[str]:
+    """Names of the model presets."""
+    return sorted(path.stem for path in preset_folder().glob("*.yaml"))
 
 
 def constraints_file() -> Path:

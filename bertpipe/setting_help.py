@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, get_args
 
 import annotated_types
@@ -26,6 +27,15 @@ def text(command: str, sections: tuple[str, ...], description: str) -> str:
         def _get_type_str(self, action: Any) -> str | None:
             annotation = getattr(action, "_typehint", None)
             return super()._get_type_str(action) if annotation is None else described(annotation)
+
+        def _format_action(self, action: Any) -> str:
+            own = [f"--{section}" for section in sections]  # --model FILE is the library's way, refused here
+            return "" if any(option in own for option in action.option_strings) else super()._format_action(action)
+
+        def _format_action_invocation(self, action: Any) -> str:
+            shown = copy.copy(action)  # --section.key+ VALUE, which appends, is refused too
+            shown.option_strings = [option for option in action.option_strings if not option.endswith("+")]
+            return super()._format_action_invocation(shown)
 
     usage = f"bertpipe {command} [--config FILE ...] [--SECTION.KEY VALUE ...]"
     made = parser(sections, True, prog=f"bertpipe {command}", usage=usage, description=description)

@@ -35,6 +35,10 @@ def script(tmp_path_factory):
         ("all --runtime.compile ", ["true", "false", "auto"]),
         ("all --model.dropout ", []),
         ("estimate --mea", ["--measure"]),
+        ("all --model.preset modernbert-m", ["modernbert-mini"]),
+        ("all --optim.name mu", ["muon"]),
+        ("finetune --finetune.tasks squ", ["squad", "squad_v2"]),
+        ("pretrain --runtime.trackers ", ["wandb", "tensorboard", "trackio"]),
         ("embed --pooling ", ["mean", "cls"]),
         ("completion f", ["fish"]),
         ("report --ou", ["--out"]),
@@ -45,6 +49,11 @@ def test_bash_offers(script, typed, offered):
     asked = subprocess.run(["bash", "-c", ASK, "bash", script, *words], capture_output=True, text=True, timeout=60)
     assert asked.returncode == 0 and not asked.stderr, asked.stderr
     assert asked.stdout.split() == offered
+
+
+def test_named_values_are_of_settings_that_are_there():
+    assert set(completion.names()) <= {path for path, _, _ in completion.settings()}
+    assert all(completion.names().values())
 
 
 def test_settings_are_those_of_the_help():

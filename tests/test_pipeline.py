@@ -294,6 +294,8 @@ def test_help_names_types_and_limits_in_words():
     ):
         assert shown in printed, shown
     assert not any(sign in printed for sign in ("Annotated", "Optional", "Union", "Literal", "something else"))
+    assert "--finetune.tasks TASKS Rows of the task table" in printed
+    assert "+ TASKS" not in printed and "--finetune CONFIG" not in printed  # refused by the command
 
 
 @pytest.mark.parametrize("stage", STAGES)
