@@ -8,7 +8,7 @@ from typing import Any, get_args
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from bertpipe.config_files import in_words, parser
+from bertpipe.config_files import in_words, parser, section_in
 
 LIMITS = {
     annotated_types.Ge: ("at least", "ge"),
@@ -29,8 +29,10 @@ def text(command: str, sections: tuple[str, ...], description: str) -> str:
             return super()._get_type_str(action) if annotation is None else described(annotation)
 
         def _format_action(self, action: Any) -> str:
-            own = [f"--{section}" for section in sections]  # --model FILE is the library's way, refused here
-            return "" if any(option in own for option in action.option_strings) else super()._format_action(action)
+            paths = [option.lstrip("-").split(".") for option in action.option_strings]
+            own_file = any(section_in(*path) for path in paths) and not hasattr(action, "_typehint")  # --model FILE
+            own_help = any(path[1:] and path[-1] == "help" for path in paths)  # --train.phases.help
+            return "" if own_file or own_help else super()._format_action(action)  # the library's ways, refused here
 
         def _format_action_invocation(self, action: Any) -> str:
             shown = copy.copy(action)  # --section.key+ VALUE, which appends, is refused too

@@ -296,6 +296,9 @@ def test_help_names_types_and_limits_in_words():
     assert not any(sign in printed for sign in ("Annotated", "Optional", "Union", "Literal", "something else"))
     assert "--finetune.tasks TASKS Rows of the task table" in printed
     assert "+ TASKS" not in printed and "--finetune CONFIG" not in printed  # refused by the command
+    assert "Path to a configuration file" not in printed
+    pretrain = " ".join(bertpipe("pretrain", "--help").stdout.split())
+    assert "--train.phases [ITEM,...] " in pretrain and ".help" not in pretrain
 
 
 @pytest.mark.parametrize("stage", STAGES)

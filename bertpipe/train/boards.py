@@ -21,7 +21,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -87,7 +86,10 @@ class Wandb:
             settings=settings,
         )
         if not online:
-            _say_offline(self.of.root / "wandb")
+            from bertpipe.model.kernels import say_once  # torch, which a dashboard does without
+
+            files = f"{shlex.quote(str(self.of.root / 'wandb'))}/offline-run-*"
+            say_once(f"wandb: no key, so offline; upload later with: wandb sync {files}")
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Send one line, unless the server has had that step before."""
@@ -100,13 +102,6 @@ class Wandb:
 
         self.run.finish()
         wandb.teardown()
-
-
-@cache
-def _say_offline(folder: Path) -> None:
-    """Once for all runs of a command."""
-    where = f"{shlex.quote(str(folder))}/offline-run-*"
-    print(f"wandb: no key, so offline; upload later with: wandb sync {where}", flush=True)
 
 
 def _finds_key(server: str) -> bool:
